@@ -1,0 +1,55 @@
+"""The ``sdzoo`` command: every part of the package brings its commands, this file puts them under one name."""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import typer
+from rich.console import Console
+
+from sdzoo.errors import InputError
+
+# command: the module and the function behind it, imported when the command runs
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("sdzoo.training.commands", "train"),
+    "evaluate": ("sdzoo.training.commands", "evaluate"),
+    "data": ("sdzoo.training.commands", "data"),
+    "export": ("sdzoo.export.commands", "export"),
+    "verify": ("sdzoo.export.commands", "verify"),
+    "classify": ("sdzoo.export.commands", "classify"),
+}
+# The train command hands what it does not know itself on to timm's script.
+PASS_THROUGH = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}
+
+
+def _load(command: str) -> Callable[..., None]:
+    module, function = COMMANDS[command]
+    loaded: Callable[..., None] = getattr(import_module(module), function)
+    return loaded
+
+
+def app() -> typer.Typer:
+    """Return the command line with all its commands."""
+    sdzoo = typer.Typer(
+        name="sdzoo",
+        help="Deep networks with stochastic depth, from training to a verified ONNX file.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for command in COMMANDS:
+        sdzoo.command(command, context_settings=PASS_THROUGH.get(command))(_load(command))
+    return sdzoo
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; input that cannot be used ends in one line on stderr and exit status 1."""
+    try:
+        app()(arguments, prog_name="sdzoo")
+    except (InputError, OSError) as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_one_line(error)}")
+        sys.exit(1)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).replace("[", r"\[")

@@ -1,0 +1,1 @@
+"""The paper's networks: survival probabilities, gates, residual blocks, and their timm registration."""

@@ -1,0 +1,1 @@
+"""Everything around timm's own train script: data sets, launching, evaluation, recipes."""

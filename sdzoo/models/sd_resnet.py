@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from sdzoo.models.blocks import ResidualBlock, parameters_of
 from sdzoo.models.checkpointing import checkpoint_block
 from sdzoo.models.datasets import DATASETS
+from sdzoo.models.digest import check_published, forget_digest, take_digest
 from sdzoo.models.gates import Gates
 from sdzoo.models.survival import Survival, survival_probabilities
 from sdzoo.models.tie import tie_zero_gradients
-from sdzoo.weights import shipped_weights
+from sdzoo.weights import weight_sources
 
 DEPTHS = (20, 32, 44, 56, 110, 152, 1202)
 WIDTHS = (16, 32, 64)
@@ -256,6 +257,7 @@ class SdResNet(nn.Module):
                 "this checkpoint has a head named 'linear', so its shortcuts are not this network's "
                 "(option A here pads after the channels and averages): it would compute something else"
             )
+        take_digest(state_dict, "replace the file by an undamaged copy", prefix=prefix)
         survival = state_dict.pop(prefix + SURVIVAL_KEY, None)
         step = state_dict.pop(prefix + STEP_KEY, None)
         if step is not None:
@@ -273,9 +275,9 @@ class SdResNet(nn.Module):
             raise RuntimeError(
                 f"these weights have {len(survival)} residual blocks, this network has {len(self.survival)}"
             )
-        if not self._schedule_given:
+        if not self._schedule_given or all(map(math.isclose, self.survival, survival)):
             self.set_survival(survival)
-        elif any(not math.isclose(ours, theirs) for ours, theirs in zip(self.survival, survival, strict=True)):
+        else:
             warnings.warn(
                 f"these weights were trained with p_L = {survival[-1]:g}; "
                 f"using p_L = {self.survival[-1]:g} as the arguments say",
@@ -318,9 +320,9 @@ def _cfg(dataset: str, **kwargs: Any) -> dict[str, Any]:
 def _cfgs(name: str) -> dict[str, dict[str, Any]]:
     """Return timm's configurations of one network: a tag for each weight file that exists, else one without."""
     shipped = {
-        f"{name}.{dataset}": _cfg(dataset, file=str(file))
+        f"{name}.{dataset}": _cfg(dataset, **sources)
         for dataset in DATASETS
-        if (file := shipped_weights(name, dataset)) is not None
+        if (sources := weight_sources(name, dataset))
     }
     return shipped or {name: _cfg("cifar10")}
 
@@ -336,8 +338,15 @@ def _register(depth: int) -> Callable[..., SdResNet]:
     def create(pretrained: bool = False, **kwargs: Any) -> SdResNet:
         features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
         model: SdResNet = build_model_with_cfg(
-            SdResNet, name, pretrained, feature_cfg=features, depth=depth, **kwargs
+            SdResNet,
+            name,
+            pretrained,
+            feature_cfg=features,
+            pretrained_filter_fn=check_published,
+            depth=depth,
+            **kwargs,
         )
+        forget_digest(model.pretrained_cfg)
         return model
 
     create.__name__ = create.__qualname__ = name

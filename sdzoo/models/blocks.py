@@ -53,7 +53,8 @@ class ResidualBlock(nn.Module):
     def residual(self, x: Tensor) -> Tensor:
         """Return f_l(x)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return self.bn2(self.conv2(x))
+        residual: Tensor = self.bn2(self.conv2(x))
+        return residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, out_channels, ceil(H / stride), ceil(W / stride)]."""
@@ -65,7 +66,7 @@ class ResidualBlock(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ResidualBlock":
         """Follow the module to its device, but keep p_l unrounded when the weights become bfloat16."""
         p_l = self.p_l
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.p_l = p_l.to(self.p_l.device)
         return self
 

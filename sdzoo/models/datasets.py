@@ -34,8 +34,8 @@ DATASETS = {
     "fashion_mnist": DatasetInfo(
         title="Fashion-MNIST",
         labels=(
-            "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
         size=28,
         mean=(0.2860, 0.2860, 0.2860),

@@ -16,14 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 BITS = 53
-MAX_BLOCKS = 2**(64 - BITS) - 2  # the running sum of thresholds plus one uniform number fits 64 bits
+MAX_BLOCKS = 2 ** (64 - BITS) - 2  # the running sum of thresholds plus one uniform number fits 64 bits
 
 Thresholds = NDArray[np.uint64]
 
 
 def _bernoulli(thresholds: Thresholds, uniform: Thresholds) -> NDArray[np.bool_]:
     """Open independently: u_l < p_l, as in the paper."""
-    return uniform < thresholds
+    gates: NDArray[np.bool_] = uniform < thresholds
+    return gates
 
 
 def _systematic(thresholds: Thresholds, uniform: Thresholds) -> NDArray[np.bool_]:
@@ -35,7 +36,8 @@ def _systematic(thresholds: Thresholds, uniform: Thresholds) -> NDArray[np.bool_
     c = np.zeros(len(thresholds) + 1, dtype=np.uint64)
     np.cumsum(thresholds, out=c[1:])
     whole = (c + uniform[0]) >> np.uint64(BITS)
-    return whole[1:] != whole[:-1]
+    crossed: NDArray[np.bool_] = whole[1:] != whole[:-1]
+    return crossed
 
 
 SAMPLINGS: dict[str, Callable[[Thresholds, Thresholds], NDArray[np.bool_]]] = {

@@ -162,22 +162,26 @@ class SdResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, in_chans, H, W] to logits [N, num_classes]."""
-        return self.forward_head(self.forward_features(x))
+        logits: Tensor = self.forward_head(self.forward_features(x))
+        return logits
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Map images [N, in_chans, H, W] to features [N, 64, ceil(ceil(H / 2) / 2), ceil(ceil(W / 2) / 2)]."""
         x = self.act1(self.bn1(self.conv1(x)))
         if self.training:
             return self._train_stages(x)[-1]
-        return self.layer3(self.layer2(self.layer1(x)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool, drop out and classify; ``pre_logits`` stops before the classifier."""
         x = self.global_pool(x)
         x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
+        logits: Tensor = x if pre_logits else self.fc(x)
+        return logits
 
-    def _stages(self) -> list[nn.Sequential]:
+    def _stages(self) -> list[Any]:
+        """Return the three stages, each an ``nn.Sequential`` of ``ResidualBlock``."""
         return [self.layer1, self.layer2, self.layer3]
 
     @torch.jit.unused
@@ -239,7 +243,7 @@ class SdResNet(nn.Module):
         taken, last = feature_take_indices(len(self.feature_info), indices)
         for name in ("layer1", "layer2", "layer3")[last:]:
             setattr(self, name, nn.Sequential())
-        self.num_features = int(self.feature_info[last]["num_chs"])  # type: ignore[call-overload]
+        self.num_features = int(self.feature_info[last]["num_chs"])
         if prune_head or last < len(self.feature_info) - 1:
             self.reset_classifier(0, "")
         return list(taken)
@@ -327,9 +331,7 @@ def _cfgs(name: str) -> dict[str, dict[str, Any]]:
     return shipped or {name: _cfg("cifar10")}
 
 
-default_cfgs = generate_default_cfgs(
-    {tag: cfg for depth in DEPTHS for tag, cfg in _cfgs(f"sd_resnet{depth}").items()}
-)
+default_cfgs = generate_default_cfgs({tag: cfg for depth in DEPTHS for tag, cfg in _cfgs(f"sd_resnet{depth}").items()})
 
 
 def _register(depth: int) -> Callable[..., SdResNet]:

@@ -20,7 +20,7 @@ class _ZeroGradients(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         # Fresh storage at every backward: autograd may take a tensor over as .grad and accumulate into it.
         zeros = [torch.empty_like(parameter) for parameter in ctx.saved_tensors]
         torch._foreach_zero_(zeros)

@@ -25,6 +25,7 @@ from sdzoo.models.datasets import DATASETS
 from sdzoo.training.sources import READERS, Images, Labels
 
 PADDING = 4
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def open_split(name: str, split: str, root: Path, download: bool = False) -> Spl
         download: Let torchvision fetch what is missing.
 
     Raises:
-        InputError: The files are missing or damaged.
+        InputError: An unknown split, or files that are missing or damaged.
     """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}, must be one of {', '.join(SPLITS)}")
     protocol = PROTOCOLS[name]
     images, labels = READERS[protocol.source](root, split != "test", download)
     held_out = len(labels) - protocol.validation

@@ -1,0 +1,89 @@
+"""The commands ``sdzoo train``, ``sdzoo evaluate`` and ``sdzoo data``."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sdzoo.errors import InputError
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def train(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .yaml file.")] = "",
+    list_: Annotated[bool, typer.Option("--list", help="Show the shipped recipes.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")] = False,
+    nproc_per_node: Annotated[int, typer.Option(min=0, help="Processes; default: one a GPU, at least one.")] = 0,
+) -> None:
+    """Train a recipe with timm's own train script; every argument not listed here goes on to that script."""
+    import torch
+
+    from sdzoo.training import launch
+    from sdzoo.training.runs import Run
+
+    if list_:
+        return _print_recipes()
+    if not recipe:
+        raise InputError("name a recipe; `sdzoo train --list` shows them")
+    found = launch.find_recipe(recipe)
+    script = launch.find_script()
+    launch.check_recipe(found, launch.script_arguments(script))
+    words = launch.command(found, context.args, script, nproc_per_node or max(1, torch.cuda.device_count()))
+    if dry_run:
+        return console.print(shlex.join(words), markup=False)
+    best, checkpoint = Run(launch.run(words)).best()
+    console.print(f"best epoch {best.number}: validation top-1 {best.top1:.2f} %\n{checkpoint}")
+
+
+def _print_recipes() -> None:
+    from sdzoo.training.launch import recipes
+
+    table = Table("recipe", "goal", "expected")
+    for recipe in recipes():
+        header = recipe.header()
+        table.add_row(recipe.name, header["Goal"], header["Expected"])
+    console.print(table)
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model of the zoo, with or without a tag.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to evaluate in place of the tag's.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    data_dir: Annotated[Path, typer.Option(help="Folder with the data set.")] = Path("data"),
+    images: Annotated[Path | None, typer.Option(help="Evaluate on this class-per-folder tree instead.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="Run this ONNX file in place of PyTorch.")] = None,
+    drop_path: Annotated[float | None, typer.Option(help="1 - p_L, where the weights carry no schedule.")] = None,
+) -> None:
+    """Print top-1 error, number of images and 95 % interval on a split of the weights' data set, or on a folder."""
+    from sdzoo.checkpoints import load_model
+    from sdzoo.training import evaluation
+
+    network = load_model(model, checkpoint=checkpoint, drop_path=drop_path)
+    score = evaluation.evaluate(
+        network if onnx is None else evaluation.onnx_network(onnx),
+        evaluation.folder(images, network) if images else evaluation.split(split, data_dir, network),
+    )
+    low, high = score.error_interval()
+    console.print(
+        f"{onnx or checkpoint or model} on {images or f'the {split} split'}: top-1 {score.top1:.2f} %, "
+        f"error {score.error:.2f} % (95 % interval {low:.2f} to {high:.2f}), n = {score.n:,}"
+    )
+
+
+def data(
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")],
+    source: Annotated[Path | None, typer.Option("--from", help="Folder or archive with the official files.")] = None,
+    to: Annotated[Path, typer.Option(help="Data folder, what training takes as --data-dir.")] = Path("data"),
+) -> None:
+    """Bring a data set into place, every file checked; without --from, torchvision downloads it."""
+    from sdzoo.training.install import download, install
+
+    installed = install(dataset, source, to) if source else download(dataset, to)
+    console.print(f"{dataset} is in {installed.folder}; train with --data-dir {to}")
+    for name, consequence in installed.absent.items():
+        console.print(f"{name} was not there: {consequence}")

@@ -1,0 +1,68 @@
+"""Read the folder that timm's script leaves: the best epoch, its checkpoint, what was trained and how long."""
+
+import csv
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from sdzoo.errors import InputError
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of ``summary.csv``: numbers from 0, losses, validation top-1 in percent."""
+
+    number: int
+    train_loss: float
+    validation_loss: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training folder of timm's script."""
+
+    folder: Path
+
+    def arguments(self) -> dict[str, object]:
+        """Return the arguments the script ran with."""
+        file = self.folder / "args.yaml"
+        if not file.is_file():
+            raise InputError(f"{self.folder}: not a training folder, it has no args.yaml")
+        arguments: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return arguments
+
+    def epochs(self) -> list[Epoch]:
+        """Return the epochs in order; where a resumed run repeated one, the later row counts.
+
+        The script writes the header again on every resume.
+        """
+        file = self.folder / "summary.csv"
+        if not file.is_file():
+            raise InputError(f"{self.folder}: no epoch has been finished, summary.csv is missing")
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if row["epoch"] != "epoch"]
+        epochs = {int(row["epoch"]): _epoch(row) for row in rows}
+        return [epochs[number] for number in sorted(epochs)]
+
+    def best(self) -> tuple[Epoch, Path]:
+        """Return the epoch of the highest validation top-1 whose checkpoint was kept, and that checkpoint.
+
+        A resumed script forgets its earlier best and overwrites ``model_best``, so the whole summary decides.
+        """
+        kept = {
+            int(match[1]): path
+            for path in self.folder.glob("checkpoint-*.pth.tar")
+            if (match := re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name))
+        }
+        candidates = [epoch for epoch in self.epochs() if epoch.number in kept]
+        if not candidates:
+            raise InputError(f"{self.folder}: no checkpoint of a finished epoch was kept")
+        best = max(candidates, key=lambda epoch: (epoch.top1, -epoch.number))
+        return best, kept[best.number]
+
+
+def _epoch(row: dict[str, str]) -> Epoch:
+    return Epoch(int(row["epoch"]), float(row["train_loss"]), float(row["eval_loss"]), float(row["eval_top1"]))

@@ -32,7 +32,7 @@ def digest(state_dict: Mapping[str, Tensor]) -> str:
         if name.rpartition(".")[2] not in UNCOUNTED:
             tensor = state_dict[name].detach().cpu().contiguous()
             hasher.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
-            hasher.update(tensor.reshape(-1).view(torch.uint8).numpy())
+            hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 
@@ -80,8 +80,9 @@ def noted_digest(cfg: Mapping[str, Any]) -> str | None:
     return next((note.removeprefix(NOTE) for note in cfg.get("notes") or () if note.startswith(NOTE)), None)
 
 
-def forget_digest(cfg: dict[str, Any]) -> None:
-    """Take the digest out of the notes: it is that of the weights loaded, and training will change them."""
+def forget_digest(model: Any) -> None:
+    """Take the digest out of a network's notes: it is that of the weights loaded, and training will change them."""
+    cfg = model.pretrained_cfg
     notes = tuple(note for note in cfg.pop("notes", None) or () if not note.startswith(NOTE))
     if notes:
         cfg["notes"] = notes

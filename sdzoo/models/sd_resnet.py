@@ -169,7 +169,8 @@ class SdResNet(nn.Module):
         """Map images [N, in_chans, H, W] to features [N, 64, ceil(ceil(H / 2) / 2), ceil(ceil(W / 2) / 2)]."""
         x = self.act1(self.bn1(self.conv1(x)))
         if self.training:
-            return self._train_stages(x)[-1]
+            trained: Tensor = self._train_stages(x)[-1]
+            return trained
         features: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return features
 
@@ -348,7 +349,7 @@ def _register(depth: int) -> Callable[..., SdResNet]:
             depth=depth,
             **kwargs,
         )
-        forget_digest(model.pretrained_cfg)
+        forget_digest(model)
         return model
 
     create.__name__ = create.__qualname__ = name

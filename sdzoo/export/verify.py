@@ -1,0 +1,87 @@
+"""Verification: an ONNX file answers as the PyTorch network does, on real images."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sdzoo.errors import InputError
+from sdzoo.metadata import Metadata
+from sdzoo.models.digest import digest
+from sdzoo.models.sd_resnet import SdResNet
+from sdzoo.runtime import Classifier, batched
+from sdzoo.samples import Sample, class_indices
+
+# Of two logits, relative to the largest logit: both sides round to float32 (6e-8 relative) in another order.
+TOLERANCE = 2e-5
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Logits [N, classes] of both sides for the same images, and the right classes [N] where they are known."""
+
+    onnx: Float32
+    torch: Float32
+    targets: NDArray[np.int64] | None
+
+    @property
+    def difference(self) -> float:
+        """Largest difference between two logits."""
+        return float(np.abs(self.onnx - self.torch).max())
+
+    @property
+    def share(self) -> float:
+        """The same, as a share of PyTorch's largest logit."""
+        return self.difference / float(np.abs(self.torch).max())
+
+    @property
+    def agreement(self) -> float:
+        """Share of images that both give the same class."""
+        return float((self.onnx.argmax(axis=1) == self.torch.argmax(axis=1)).mean())
+
+    def accuracy(self, logits: Float32) -> float | None:
+        """Share of images that the logits classify right, None where the right classes are unknown."""
+        return None if self.targets is None else float((logits.argmax(axis=1) == self.targets).mean())
+
+    def check(self) -> None:
+        """Raise InputError where the difference is beyond the tolerance, or not a number."""
+        if not self.share <= TOLERANCE:
+            raise InputError(
+                f"onnxruntime and PyTorch differ by {self.share:.1e} of the largest logit, "
+                f"allowed are {TOLERANCE:.0e}"
+            )
+
+
+def compare(classifier: Classifier, model: SdResNet, samples: Sequence[Sample]) -> Comparison:
+    """Run both on the same pixels.
+
+    Args:
+        classifier: The ONNX file.
+        model: The network it was written from, in evaluation mode.
+        samples: At least one image.
+    """
+    onnx, expected = [], []
+    for batch in batched(sample.path for sample in samples):
+        pixels = classifier.pixels(batch)
+        onnx.append(classifier.run(pixels))
+        with torch.inference_mode():
+            expected.append(model(torch.from_numpy(classifier.normalised(pixels))).numpy())
+    targets = class_indices(samples, classifier.metadata.labels)
+    return Comparison(
+        np.concatenate(onnx), np.concatenate(expected), None if targets is None else np.array(targets)
+    )
+
+
+def check_weights(path: str | os.PathLike[str], metadata: Metadata, model: SdResNet) -> None:
+    """Raise InputError unless the ONNX file was written from exactly these weights and this schedule."""
+    ours = digest(model.state_dict())
+    if ours != metadata.digest:
+        raise InputError(
+            f"{path}: written from weights with digest {metadata.digest}, those given have {ours}; "
+            "give the checkpoint it was written from with --checkpoint"
+        )

@@ -10,15 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalise with the batch's statistics as in training, but count the batch nowhere."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let BatchNorm count the batch on copies of its statistics, which are then thrown away.
+
+    Switching the tracking off instead would save fewer tensors than the first run did, which checkpointing refuses.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    statistics = [dict(norm._buffers) for norm in norms]
+    for norm, kept in zip(norms, statistics, strict=True):
+        norm._buffers.update({name: buffer.clone() for name, buffer in kept.items() if buffer is not None})
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, kept in zip(norms, statistics, strict=True):
+            norm._buffers.update(kept)
 
 
 def checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:

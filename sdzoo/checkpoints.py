@@ -17,7 +17,8 @@ from torch import Tensor
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import DATASETS
 from sdzoo.models.digest import DIGEST_KEY
-from sdzoo.models.sd_resnet import STEP_KEY, SURVIVAL_KEY, SdResNet
+from sdzoo.models.gates import STEP_KEY
+from sdzoo.models.sd_resnet import SURVIVAL_KEY, SdResNet
 from sdzoo.models.survival import survival_probabilities
 from sdzoo.training.data import PROTOCOLS
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 @contextmanager
-def _frozen_statistics(module: nn.Module) -> Iterator[None]:
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Let BatchNorm count the batch on copies of its statistics, which are then thrown away.
 
     Switching the tracking off instead would save fewer tensors than the first run did, which checkpointing refuses.
@@ -32,7 +32,7 @@ def checkpoint_block(block: nn.Module, x: Tensor) -> Tensor:
     """
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _frozen_statistics(block)
+        return nullcontext(), frozen_statistics(block)
 
     output: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
     return output

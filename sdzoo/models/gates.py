@@ -10,6 +10,7 @@ of the generator.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 BITS = 53
 MAX_BLOCKS = 2 ** (64 - BITS) - 2  # the running sum of thresholds plus one uniform number fits 64 bits
+STEP_KEY = "gate_step"
 
 Thresholds = NDArray[np.uint64]
 
@@ -81,14 +83,27 @@ class Gates:
         if len(survival) > MAX_BLOCKS:
             raise ValueError(f"{len(survival)} residual blocks, at most {MAX_BLOCKS} can be drawn")
         self._survival = survival
-        self._thresholds = np.array([round(p_l * 2**BITS) for p_l in survival], dtype=np.uint64)
+        self.thresholds = np.array([round(p_l * 2**BITS) for p_l in survival], dtype=np.uint64)
 
     def at(self, step: int) -> list[bool]:
         """Return the gates of one step, True where the block is open; changes nothing."""
-        generator = np.random.Philox(key=self.seed, counter=[0, 0, step, 0])
-        uniform = generator.random_raw(len(self._survival)) >> np.uint64(64 - BITS)
-        gates: list[bool] = SAMPLINGS[self.sampling](self._thresholds, uniform).tolist()
+        gates: list[bool] = SAMPLINGS[self.sampling](self.thresholds, self.uniform(step)).tolist()
         return gates
+
+    def uniform(self, step: int, stream: int = 0) -> Thresholds:
+        """Return a uniform number of 53 bits for every block; each stream of a step has its own."""
+        generator = np.random.Philox(key=self.seed, counter=[0, stream, step, 0])
+        return generator.random_raw(len(self._survival)) >> np.uint64(64 - BITS)
+
+    def save(self, destination: dict[str, Any], prefix: str) -> None:
+        """Write the step into a state dict."""
+        destination[prefix + STEP_KEY] = torch.tensor(self.step)
+
+    def load(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Take the step out of a state dict; without one the sequence stays where it is."""
+        step = state_dict.pop(prefix + STEP_KEY, None)
+        if step is not None:
+            self.step = int(step)
 
     @torch.compiler.disable
     def draw(self) -> list[bool]:

@@ -31,7 +31,6 @@ DEFAULT_DROP_PATH_RATE = 0.5
 MIN_SIZE = 8
 
 SURVIVAL_KEY = "survival"
-STEP_KEY = "gate_step"
 
 
 class SdResNet(nn.Module):
@@ -253,7 +252,7 @@ class SdResNet(nn.Module):
         """Write the survival probabilities and the gate step beside the weights."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + SURVIVAL_KEY] = torch.tensor(self.survival, dtype=torch.float64)
-        destination[prefix + STEP_KEY] = torch.tensor(self.gates.step)
+        self.gates.save(destination, prefix)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the gate step and, unless the caller chose one, the schedule from the weights."""
@@ -264,9 +263,7 @@ class SdResNet(nn.Module):
             )
         take_digest(state_dict, "replace the file by an undamaged copy", prefix=prefix)
         survival = state_dict.pop(prefix + SURVIVAL_KEY, None)
-        step = state_dict.pop(prefix + STEP_KEY, None)
-        if step is not None:
-            self.gates.step = int(step)
+        self.gates.load(state_dict, prefix)
         if survival is not None:
             self._take_schedule(tuple(survival.double().tolist()))
         elif any(key.startswith(prefix + "layer") for key in state_dict):

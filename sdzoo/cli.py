@@ -17,6 +17,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("sdzoo.export.commands", "export"),
     "verify": ("sdzoo.export.commands", "verify"),
     "classify": ("sdzoo.export.commands", "classify"),
+    "push": ("sdzoo.hub.commands", "push"),
+    "pull": ("sdzoo.hub.commands", "pull"),
+    "info": ("sdzoo.hub.commands", "info"),
 }
 # The train command hands what it does not know itself on to timm's script.
 PASS_THROUGH = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}

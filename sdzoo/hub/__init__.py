@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: publish a training, load it anywhere, and never run wrong weights."""

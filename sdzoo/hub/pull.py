@@ -1,0 +1,155 @@
+"""Fetch weights or ONNX files from a repository, pinned to one commit, and use none that is not as published."""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from huggingface_hub import snapshot_download
+from onnx import load as load_onnx
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models._hub import load_cfg_from_json
+
+from sdzoo.errors import InputError
+from sdzoo.files import replacing
+from sdzoo.hub.connection import AGAIN, HubError, connection
+from sdzoo.hub.folder import CARD, CONFIG, WEIGHTS
+from sdzoo.hub.names import checked_repository, checked_revision, inside, split_revision
+from sdzoo.hub.sums import SUMS, mismatches
+from sdzoo.metadata import Metadata
+from sdzoo.models.digest import noted_digest, take_digest
+from sdzoo.weights import NAMESPACE
+
+ALWAYS = (CONFIG, CARD, SUMS)
+WANTED = {False: WEIGHTS, True: "onnx/*.onnx"}  # by whether the ONNX files are wanted
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What was fetched.
+
+    Attributes:
+        folder: Folder with the files; timm loads it as ``local-dir:FOLDER``.
+        commit: Commit of the repository they belong to.
+        files: Their names in the repository.
+        from_cache: The Hub could not be reached, the cache had them.
+    """
+
+    folder: Path
+    commit: str
+    files: tuple[str, ...]
+    from_cache: bool
+
+
+def repository_of(name: str) -> str:
+    """Return the repository of ``NAMESPACE/NAME`` or of a tag of the zoo.
+
+    Raises:
+        InputError: It is neither, or the namespace of the tags is not known.
+    """
+    if "/" in name or name not in timm.list_models("sd_resnet*", include_tags=True):
+        return checked_repository(name)
+    if not NAMESPACE:
+        raise InputError(f"{name}: in which namespace? Set SDZOO_HUB_NAMESPACE, or write NAMESPACE/{name}")
+    return checked_repository(f"{NAMESPACE}/{name}")
+
+
+def pull(
+    name: str,
+    *,
+    revision: str | None = None,
+    onnx: bool = False,
+    output: Path | None = None,
+    force: bool = False,
+) -> Pulled:
+    """Fetch the weights of a repository, or its ONNX files, into huggingface_hub's cache, and check them.
+
+    Args:
+        name: ``NAMESPACE/NAME``, also with ``@REVISION``, or a tag of the zoo.
+        revision: Branch, tag or commit; by default the newest of the main branch.
+        onnx: Fetch the ONNX files in place of the weights.
+        output: Copy the files into this folder too.
+        force: Fetch again what the cache has.
+
+    Raises:
+        InputError: A name is not acceptable, or leads out of the target.
+        HubError: The Hub refused or could not be reached, or a file is not as published; the cache does not keep it.
+    """
+    base, revision = split_revision(name, revision)
+    repository = repository_of(base)
+    with connection(repository) as failures:
+        folder = Path(
+            snapshot_download(
+                repository,
+                revision=checked_revision(revision),
+                allow_patterns=[*ALWAYS, WANTED[onnx]],
+                force_download=force,
+                library_name="sdzoo",
+            )
+        )
+    files = _fetched(folder, onnx)
+    _check_sums(repository, folder, files)
+    _check_digest(repository, folder, files)
+    if output is not None:
+        _copy(folder, files, output)
+    return Pulled(output or folder, folder.name, files, bool(failures))
+
+
+def _fetched(folder: Path, onnx: bool) -> tuple[str, ...]:
+    """Return the names of the files that were asked for and are there."""
+    found = [path for pattern in (*ALWAYS, WANTED[onnx]) for path in sorted(folder.glob(pattern))]
+    files = tuple(path.relative_to(folder).as_posix() for path in found)
+    for needed in (CONFIG, SUMS, WANTED[onnx]):
+        if not list(folder.glob(needed)):
+            raise HubError(f"the repository has no {needed}: it was not published by `sdzoo push`")
+    return files
+
+
+def _check_sums(repository: str, folder: Path, files: tuple[str, ...]) -> None:
+    damaged = mismatches(folder, files)
+    if damaged:
+        for name in (*damaged, SUMS):
+            _forget(folder / name)
+        raise HubError(f"{repository}: damaged on the way or in the cache: {', '.join(damaged)}; removed, {AGAIN}")
+
+
+def _check_digest(repository: str, folder: Path, files: tuple[str, ...]) -> None:
+    """Compare the digest that the configuration names with that of the weights, and of every graph."""
+    noted = noted_digest(load_cfg_from_json(folder / CONFIG)["pretrained_cfg"])
+    remedy = f"{repository} must be published again"
+    try:
+        if WEIGHTS in files:
+            take_digest(load_file(folder / WEIGHTS), remedy, noted)
+        for name in files:
+            if name.endswith(".onnx") and (found := _graph_digest(folder / name)) != noted:
+                raise RuntimeError(f"{name} holds weights with digest {found}, published was {noted}: {remedy}")
+    except (RuntimeError, SafetensorError) as error:
+        raise HubError(f"{repository}: {error}") from error
+
+
+def _graph_digest(path: Path) -> str:
+    graph = load_onnx(path, load_external_data=False)
+    return Metadata.decode({prop.key: prop.value for prop in graph.metadata_props}).digest
+
+
+def _forget(path: Path) -> None:
+    """Remove a file of the cache with the blob it links to, so that the next pull fetches it again."""
+    while path.is_symlink():
+        link, path = path, path.parent / path.readlink()
+        link.unlink()
+    path.unlink(missing_ok=True)
+
+
+def _copy(folder: Path, files: tuple[str, ...], output: Path) -> None:
+    """Copy all files or, where one cannot be read, none; each appears complete."""
+    targets = {name: inside(output, name) for name in files}
+    with tempfile.TemporaryDirectory() as staging:
+        for name in files:
+            (Path(staging) / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, Path(staging) / name)
+        for name, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as temporary:
+                shutil.copyfile(Path(staging) / name, temporary)

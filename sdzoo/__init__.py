@@ -4,10 +4,11 @@ Importing the package registers the networks ``sd_resnet*`` and the data sets ``
 """
 
 from sdzoo.models.sd_resnet import SdResNet
+from sdzoo.models.skip import skip_drop_path, unskip
 from sdzoo.models.survival import survival_probabilities
 from sdzoo.training import data as _data
 
 __version__ = "0.1.0"
-__all__ = ["SdResNet", "__version__", "survival_probabilities"]
+__all__ = ["SdResNet", "__version__", "skip_drop_path", "survival_probabilities", "unskip"]
 
 _data.register()

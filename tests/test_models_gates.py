@@ -111,12 +111,12 @@ def test_global_random_state_is_untouched() -> None:
     import torch
 
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    expected = torch.rand(1), np.random.rand()  # noqa: NPY002
+    np.random.seed(0)
+    expected = torch.rand(1), np.random.rand()
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)
     Gates(survival_probabilities(54, 0.5)).draw()
-    assert (torch.rand(1), np.random.rand()) == expected  # noqa: NPY002
+    assert (torch.rand(1), np.random.rand()) == expected
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,6 @@ def test_global_random_state_is_untouched() -> None:
     ],
 )
 def test_errors_name_value_and_range(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=".*") as error:
+    with pytest.raises(ValueError) as error:
         Gates(**{"survival": (0.5,), **arguments})
     assert said in str(error.value)

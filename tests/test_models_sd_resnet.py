@@ -323,7 +323,7 @@ def test_channels_last_stays_channels_last() -> None:
     ],
 )
 def test_errors_name_value_and_range(arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=".*") as error:
+    with pytest.raises(ValueError) as error:
         SdResNet(**{"depth": 20, **arguments})
     assert said in str(error.value)
 

@@ -36,6 +36,7 @@ def train(
     words = launch.command(found, context.args, script, nproc_per_node or max(1, torch.cuda.device_count()))
     if dry_run:
         return console.print(shlex.join(words), markup=False)
+    launch.check_data(found, context.args)
     best, checkpoint = Run(launch.run(words)).best()
     console.print(f"best epoch {best.number}: validation top-1 {best.top1:.2f} %\n{checkpoint}")
 

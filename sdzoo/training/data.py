@@ -3,8 +3,9 @@
 timm's script knows a training and an evaluation split, the protocol has three: ``torch/sd_cifar10`` gives train and
 validation, ``torch/sd_cifar10_test`` the test split, which is for the end alone.
 
-Shuffling and augmentation depend on (seed, epoch) only, so a resumed run sees the data the uninterrupted one would
-have seen, whatever the number of workers.
+The crop of an image depends on (seed, epoch, image) only, whatever the number of workers. So does the order, as long
+as the main process loads the images (``--workers 0``): a resumed run then sees exactly the batches that the
+uninterrupted one would have seen. With workers PyTorch draws one number more in the first epoch of a process.
 """
 
 from collections.abc import Callable

@@ -1,21 +1,21 @@
 """Top-1 of a network on a split or a folder of images, with its uncertainty."""
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.progress import track
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
 
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import DATASETS
+from sdzoo.samples import class_indices, folder_name, read_samples
 from sdzoo.training.data import SplitDataset, open_split
 
 Z95 = 1.959964  # the 97.5 % quantile of the normal distribution
@@ -78,22 +78,37 @@ def split(name: str, root: Path, model: nn.Module) -> SplitDataset:
     return dataset
 
 
-def folder(root: Path, model: nn.Module) -> ImageFolder:
-    """Open a class-per-folder tree; a folder belongs to the label that reads the same but for case and punctuation.
+def folder(root: Path, model: nn.Module) -> "ImageFiles":
+    """Open a tree of images with a folder for each class; folders are named after the weights' labels.
 
     Raises:
         InputError: No images, or a folder that is none of the labels.
     """
-    try:
-        images = ImageFolder(str(root), preprocessing(model))
-    except FileNotFoundError as error:
-        raise InputError(f"{root}: not a tree of images with a folder for each class ({error})") from error
-    positions = {_plain(label): position for position, label in enumerate(labels_of(model))}
-    for name in images.classes:
-        if _plain(name) not in positions:
-            raise InputError(f"{root / name}: not one of the labels {', '.join(labels_of(model))}")
-    images.target_transform = lambda index: positions[_plain(images.classes[index])]
-    return images
+    samples, labels = read_samples(root), labels_of(model)
+    targets = class_indices(samples, labels)
+    if targets is None:
+        known = {folder_name(label) for label in labels}
+        unknown = next(s.class_name for s in samples if folder_name(s.class_name) not in known)
+        raise InputError(f"{root / unknown}: not one of the labels {', '.join(sorted(known))}")
+    return ImageFiles([sample.path for sample in samples], targets, preprocessing(model))
+
+
+class ImageFiles(Dataset[tuple[Any, int]]):
+    """Image files of any size with their labels."""
+
+    def __init__(self, files: Sequence[Path], targets: Sequence[int], transform: Callable[[Any], Tensor]) -> None:
+        self.files = files
+        self.targets = targets
+        self.transform = transform
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return one transformed image and its label."""
+        with Image.open(self.files[index]) as image:
+            return self.transform(image.convert("RGB")), self.targets[index]
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:
@@ -113,7 +128,3 @@ def onnx_network(path: Path) -> Callable[[Tensor], Tensor]:
 
     run = session(path).run
     return lambda images: torch.from_numpy(run(["logits"], {"images": images.numpy()})[0])
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())

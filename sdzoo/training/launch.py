@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from sdzoo.errors import InputError
+from sdzoo.training.data import PROTOCOLS, open_split
 
 RECIPES = Path(__file__).parent / "recipes"
 HEADER = ("Goal", "Paper", "Command", "Expected")
@@ -114,6 +115,15 @@ def check_recipe(recipe: Recipe, allowed: set[str]) -> None:
             raise InputError(f"{recipe.path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
+def check_data(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Raise InputError where the files of a data set of ours are not in place, before the script starts."""
+    name = value_of("--dataset", arguments) or str(recipe.values().get("dataset", ""))
+    protocol = name.removeprefix("torch/")
+    if protocol in PROTOCOLS:
+        root = value_of("--data-dir", arguments) or recipe.values().get("data_dir") or "data"
+        open_split(protocol, "train", Path(str(root)), download="--dataset-download" in arguments)
+
+
 def command(recipe: Recipe, arguments: Sequence[str], script: Path, processes: int) -> list[str]:
     """Return the command line that trains a recipe.
 
@@ -155,7 +165,7 @@ def _defaults(recipe: Recipe, arguments: Sequence[str]) -> list[str]:
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
     """Return the last value given to an option as ``--option value`` or ``--option=value``; "" for a switch."""
     value = None
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, following in zip(arguments, [*arguments, ""][1:], strict=True):
         if word == option:
             value = following
         elif word.startswith(f"{option}="):

@@ -1,0 +1,72 @@
+"""Evaluation: top-1, its interval, splits and folders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from sdzoo.errors import InputError
+from sdzoo.models.datasets import DATASETS
+from sdzoo.samples import FASHION_MNIST, read_samples
+from sdzoo.training.evaluation import Score, evaluate, folder, preprocessing, split
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    info = DATASETS["fashion_mnist"]
+    overlay = {"input_size": (3, 28, 28), "mean": info.mean, "std": info.std, "label_names": info.labels}
+    return timm.create_model("sd_resnet20", pretrained_cfg_overlay=overlay).eval()
+
+
+def test_score() -> None:
+    score = Score(correct=915, n=1_000)
+    assert (score.top1, score.error) == (91.5, 8.5)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(915, 1_000), (10, 10), (0, 7), (9_350, 10_000)])
+def test_interval_is_where_the_score_test_turns(correct: int, n: int) -> None:
+    """Both ends p solve |wrong - p| = z sqrt(p (1 - p) / n), the definition of Wilson's interval."""
+    wrong = 1 - correct / n
+    for end in (percent / 100 for percent in Score(correct, n).error_interval()):
+        end = min(max(end, 0.0), 1.0)
+        assert abs(wrong - end) == pytest.approx(1.959964 * (end * (1 - end) / n) ** 0.5, abs=1e-9)
+
+
+def test_counts_what_the_network_gets_right() -> None:
+    images = [(torch.full((1, 1, 1), float(i % 4)), i % 3) for i in range(60)]
+    network = lambda batch: torch.nn.functional.one_hot(batch.flatten().long(), 4)  # noqa: E731
+    score = evaluate(network, images, batch_size=7)
+    assert (score.correct, score.n) == (sum(i % 4 == i % 3 for i in range(60)), 60)
+
+
+def test_preprocessing_normalises_with_the_weights_statistics(model: torch.nn.Module) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    expected = (pixels.astype(np.float64) / 255 - 0.2860) / 0.3530
+    ours = preprocessing(model)(Image.fromarray(pixels))
+    np.testing.assert_allclose(ours.numpy().transpose(1, 2, 0), expected, atol=1e-6)
+
+
+def test_folder_and_split_are_the_same_images(model: torch.nn.Module, fashion_mnist_root: Path) -> None:
+    assert len(read_samples()) == 200
+    shipped, test = folder(FASHION_MNIST, model), split("test", fashion_mnist_root, model)
+    scores = [evaluate(model, images) for images in (shipped, test)]
+    assert scores[0] == scores[1]
+    assert scores[0].n == 200
+
+
+def test_a_folder_that_is_no_label_is_named(model: torch.nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "bag").mkdir()
+    (tmp_path / "zebra").mkdir()
+    for name in ("bag", "zebra"):
+        Image.new("RGB", (28, 28)).save(tmp_path / name / "a.png")
+    with pytest.raises(InputError, match="zebra: not one of the labels"):
+        folder(tmp_path, model)
+
+
+def test_weights_of_an_unknown_data_set(model: torch.nn.Module, tmp_path: Path) -> None:
+    model.pretrained_cfg["label_names"] = ("a", "b")
+    with pytest.raises(InputError, match="name no data set that sdzoo knows"):
+        split("test", tmp_path, model)

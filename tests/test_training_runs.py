@@ -1,0 +1,44 @@
+"""Reading a training folder: the best epoch counts over resumes, and only where its checkpoint was kept."""
+
+from pathlib import Path
+
+import pytest
+
+from sdzoo.errors import InputError
+from sdzoo.training.runs import Run
+
+HEADER = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
+
+
+def folder(root: Path, rows: list[tuple[int, float]], kept: list[int]) -> Run:
+    lines = [HEADER if row is None else f"{row[0]},0.5,0.4,{row[1]},99.0,0.1" for row in [None, *rows]]
+    (root / "summary.csv").write_text("\n".join(lines) + "\n")
+    for number in kept:
+        (root / f"checkpoint-{number}.pth.tar").touch()
+    return Run(root)
+
+
+def test_best_is_the_first_of_the_highest(tmp_path: Path) -> None:
+    run = folder(tmp_path, [(0, 80.0), (1, 91.0), (2, 91.0), (3, 90.0)], kept=[1, 2, 3])
+    epoch, checkpoint = run.best()
+    assert (epoch.number, epoch.top1) == (1, 91.0)
+    assert checkpoint.name == "checkpoint-1.pth.tar"
+
+
+def test_resumed_summary_has_two_headers_and_the_earlier_best_counts(tmp_path: Path) -> None:
+    run = folder(tmp_path, [(0, 80.0), (1, 91.0), None, (1, 90.5), (2, 90.0)], kept=[0, 1, 2])
+    assert [(epoch.number, epoch.top1) for epoch in run.epochs()] == [(0, 80.0), (1, 90.5), (2, 90.0)]
+    assert run.best()[0].number == 1
+
+
+def test_an_epoch_without_its_checkpoint_cannot_be_the_best(tmp_path: Path) -> None:
+    assert folder(tmp_path, [(0, 99.0), (1, 91.0)], kept=[1]).best()[0].number == 1
+
+
+def test_errors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"not a training folder, it has no args\.yaml"):
+        Run(tmp_path).arguments()
+    with pytest.raises(InputError, match="no epoch has been finished"):
+        Run(tmp_path).epochs()
+    with pytest.raises(InputError, match="no checkpoint of a finished epoch"):
+        folder(tmp_path, [(0, 99.0)], kept=[]).best()

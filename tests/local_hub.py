@@ -67,7 +67,11 @@ def git_oid(data: bytes) -> str:
 
 
 class LocalHub:
-    """The hub; ``log`` has the line of every request, ``bodies`` what was uploaded, ``headers`` what came with it."""
+    """The hub; ``log`` has the line of every request, ``received`` its body.
+
+    ``watch`` is called with the line of every request and ``"half"`` when half its body has come in, ``"received"``
+    when all has, ``"done"`` when what it asks for has been done and before the answer.
+    """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -75,8 +79,7 @@ class LocalHub:
         self.faults: list[Fault] = []
         self.log: list[str] = []
         self.received: list[bytes] = []
-        self.on_request: Callable[[str], None] = lambda line: None
-        self.on_answer: Callable[[str], None] = lambda line: None
+        self.watch: Callable[[str, str], None] = lambda moment, line: None
         self.lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -124,10 +127,16 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         path = unquote(urlsplit(self.path).path)
         line = f"{self.command} {path}"
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length // 2)
+        self.hub.watch("half", line)
+        body += self.rfile.read(length - length // 2)
+        if len(body) < length:  # the sender is gone
+            self.close_connection = True
+            return
         self.hub.log.append(line)
         self.hub.received.append(body)
-        self.hub.on_request(line)
+        self.hub.watch("received", line)
         self.now = self.hub.fault(line)
         if self.now and self.now.kind == "slow":
             threading.Event().wait(self.now.seconds)  # tests replace time.sleep
@@ -137,7 +146,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(int(self.now.kind), {"error": "asked to fail"}, **self.now.headers)
         else:
             self.dispatch(path, body)
-        self.hub.on_answer(line)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
 
@@ -153,6 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: Any = b"", **headers: str) -> None:
         if not isinstance(body, bytes):
             body, headers = json.dumps(body).encode(), {"Content-Type": "application/json", **headers}
+        self.hub.watch("done", f"{self.command} {self.path}")
         data = self.damaged(body) if self.now else body
         self.send_response(status)
         announced = body if self.now and self.now.kind == "cut" else data

@@ -48,6 +48,10 @@ class HubError(InputError):
     """The Hub did not do what was asked of it; the message says why and what to do."""
 
 
+class _GaveUpError(RuntimeError):
+    """The last attempt failed; huggingface_hub, which does not know this error, lets it through."""
+
+
 class Failures(Counter[str]):
     """Failed attempts by request, and how long the Hub asked to wait."""
 
@@ -102,7 +106,7 @@ def _limited(client: httpx2.Client, failures: Failures) -> httpx2.Client:
 def _count(failures: Failures, address: str, error: httpx2.HTTPError) -> None:
     failures[address] += 1
     if failures[address] >= ATTEMPTS:
-        raise HubError(_explain(error, failures) + f" ({ATTEMPTS} attempts)") from error
+        raise _GaveUpError(f"{_explain(error, failures)} ({ATTEMPTS} attempts)") from error
 
 
 def _take_wait(response: httpx2.Response, failures: Failures) -> None:
@@ -116,7 +120,7 @@ def _take_wait(response: httpx2.Response, failures: Failures) -> None:
 def _explain(error: BaseException, failures: Failures) -> str:
     chain = list(_causes(error))
     for cause in chain:
-        if isinstance(cause, InputError):
+        if isinstance(cause, _GaveUpError):
             return str(cause)
     for kind, reason in REASONS.items():
         if any(isinstance(cause, kind) for cause in chain):
@@ -143,4 +147,4 @@ def _explain_status(error: httpx2.HTTPStatusError | errors.HfHubHTTPError, failu
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 
 from sdzoo.errors import InputError
@@ -58,17 +57,13 @@ def publish(
 
 def _head(api: HfApi, repository: str, revision: str | None, private: bool) -> ModelInfo:
     """Return the commit to build on; create repository and branch where they are missing."""
-    try:
-        info = api.model_info(repository, revision=revision)
-    except RevisionNotFoundError:
-        api.create_branch(repository, branch=str(revision), exist_ok=True)
-        info = api.model_info(repository, revision=revision)
-    except RepositoryNotFoundError:
+    if not api.repo_exists(repository):
         api.create_repo(repository, private=private)
-        return _head(api, repository, revision, private)
-    if private and not info.private:
+    elif private and not api.model_info(repository).private:
         raise InputError(f"{repository}: is public; make it private on its page, or leave --private out")
-    return info
+    if revision and not api.revision_exists(repository, revision):
+        api.create_branch(repository, branch=revision)
+    return api.model_info(repository, revision=revision)
 
 
 def _operations(folder: Path, head: ModelInfo) -> list[CommitOperationAdd | CommitOperationDelete]:

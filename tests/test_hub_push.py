@@ -1,0 +1,354 @@
+import hashlib
+import itertools
+import logging
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from huggingface_hub import ModelCard, constants
+from local_hub import TOKEN, Fault, LocalHub
+from published import REPOSITORY, contents, trained, write_published, write_run
+
+from sdzoo.cli import main
+from sdzoo.errors import InputError
+from sdzoo.hub import connection
+from sdzoo.hub.folder import find_source, load, schedule_arguments, write_folder
+from sdzoo.hub.push import publish
+from sdzoo.hub.results import Results
+from sdzoo.models.digest import digest, noted_digest
+from sdzoo.models.survival import survival_probabilities
+
+FILES = [
+    "README.md",
+    "SHA256SUMS",
+    "config.json",
+    "model.safetensors",
+    "onnx/model.onnx",
+    "results/args.yaml",
+    "results/summary.csv",
+]
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    """A copy of the published folder, free to change."""
+    return Path(shutil.copytree(published, tmp_path / "folder"))
+
+
+def push(folder: Path, **options):
+    return publish(folder, REPOSITORY, message="weights", **options)
+
+
+# the folder
+
+
+def test_a_folder_has_these_files(published: Path):
+    assert sorted(contents(published)) == FILES
+
+
+def test_the_sums_are_those_of_sha256sum(published: Path):
+    checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=published, capture_output=True)
+    assert checked.returncode == 0
+    assert len(checked.stdout.splitlines()) == len(FILES) - 1
+
+
+def test_the_same_weights_give_the_same_bytes(published: Path, run_folder: Path, tmp_path: Path):
+    write_published(tmp_path / "again", run_folder)
+    assert contents(tmp_path / "again") == contents(published)
+
+
+def test_local_dir_loads_what_was_trained(published: Path, recwarn: pytest.WarningsRecorder):
+    model = timm.create_model(f"local-dir:{published}", pretrained=True).eval()
+    assert not [warning for warning in recwarn if "sdzoo" in str(warning.filename)]
+    assert model.survival == survival_probabilities(9, 0.9)
+    assert model.pretrained_cfg["label_names"][9] == "Ankle boot"
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, 28, 28)
+    images = torch.rand(2, 3, 28, 28)
+    torch.testing.assert_close(model(images), trained()(images), rtol=0, atol=0)
+
+
+def test_the_config_and_the_graph_name_the_digest(published: Path):
+    from sdzoo.runtime import Classifier
+
+    expected = digest(trained().state_dict())
+    config = yaml.safe_load((published / "config.json").read_text())
+    assert noted_digest(config["pretrained_cfg"]) == expected
+    assert Classifier(published / "onnx/model.onnx", "cpu").metadata.digest == expected
+
+
+def test_no_path_of_the_training_machine_is_published(published: Path):
+    found = [name for name, data in contents(published).items() if re.search(rb"/home/|~/runs|/tmp/", data)]
+    assert found == []
+    assert yaml.safe_load((published / "results/args.yaml").read_text())["epochs"] == 2
+
+
+def test_the_card_has_the_metadata_the_hub_reads(run_folder: Path, tmp_path: Path):
+    source = find_source(str(run_folder))
+    model = load(source)
+    results = Results("fashion_mnist", "test", 9350, 10_000, digest(model.state_dict()))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_folder(folder, REPOSITORY, source, model, results)
+    card = ModelCard.load(folder / "README.md")
+    (evaluated,) = card.data.eval_results
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "timm")
+    assert card.data.datasets == ["zalando-datasets/fashion_mnist"]
+    assert (evaluated.metric_value, evaluated.dataset_split) == (0.935, "test")
+    assert "| Fashion-MNIST test | 10,000 | 6.50 % | 6.03 to 7.00 |" in card.text
+    assert "20.00 %" in card.text  # validation: 100 - 80
+    assert Results.read(folder / "results/test.json") == results
+
+
+def test_results_of_other_weights_are_refused(run_folder: Path, tmp_path: Path):
+    source = find_source(str(run_folder))
+    results = Results("fashion_mnist", "test", 9350, 10_000, "0" * 64)
+    with pytest.raises(InputError, match="results of weights with digest 0000"):
+        write_folder(tmp_path, REPOSITORY, source, load(source), results)
+
+
+@pytest.mark.parametrize("survival", ["linear", "uniform", [1.0, 0.9, 0.8, 1 / 3, 0.5, 0.5, 0.25, 0.7, 0.6]])
+def test_schedule_arguments_give_the_schedule_back_exactly(survival):
+    schedule = survival_probabilities(9, 0.8, survival)
+    arguments = schedule_arguments(schedule)
+    assert timm.create_model("sd_resnet20", **arguments).survival == schedule
+
+
+def test_plain_weights_or_their_average_must_be_chosen(tmp_path: Path):
+    source = find_source(str(write_run(tmp_path / "run", seed=0, ema_seed=1)))
+    with pytest.raises(InputError, match="say --no-ema or --ema"):
+        load(source)
+    for ema, seed in ((False, 0), (True, 1)):
+        assert digest(load(source, ema=ema).state_dict()) == digest(trained(seed).state_dict())
+
+
+def test_an_average_that_is_not_there_is_refused(run_folder: Path):
+    with pytest.raises(InputError, match="holds no moving average"):
+        load(find_source(str(run_folder)), ema=True)
+
+
+@pytest.mark.parametrize("given", ["nowhere", "sd_resnet20", "sd_resnet20.imagenet"])
+def test_a_source_that_is_none_is_refused(given: str):
+    with pytest.raises(InputError, match="no training folder, no checkpoint, and no weights that ship"):
+        find_source(given)
+
+
+# publishing
+
+
+def test_one_commit_has_all_files_and_the_second_push_makes_none(hub: LocalHub, published: Path):
+    first = push(published)
+    assert hub.files(REPOSITORY) == contents(published)
+    assert hub.commits(REPOSITORY) == 2  # that of the creation, and ours
+    second = push(published)
+    assert (first.changed, second.changed, second.commit) == (True, False, first.commit)
+    assert hub.commits(REPOSITORY) == 2
+
+
+def test_files_of_the_last_publication_go_and_files_of_others_stay(hub: LocalHub, folder: Path):
+    hub.put(REPOSITORY, {"onnx/old.onnx": b"old", "LICENSE": b"theirs"})
+    push(folder)
+    assert sorted(hub.files(REPOSITORY)) == sorted([*FILES, "LICENSE"])
+
+
+def test_a_changed_file_makes_one_commit(hub: LocalHub, folder: Path):
+    push(folder)
+    (folder / "README.md").write_text("changed")
+    assert push(folder).changed
+    assert hub.commits(REPOSITORY) == 3
+    assert hub.files(REPOSITORY)["README.md"] == b"changed"
+
+
+def test_a_branch_is_created(hub: LocalHub, published: Path):
+    push(published, revision="next")
+    assert hub.files(REPOSITORY, "next") == contents(published)
+    assert hub.files(REPOSITORY, "main") == {}
+
+
+def test_private_stays_private(hub: LocalHub, published: Path):
+    push(published, private=True)
+    assert hub.repositories[REPOSITORY].private
+    hub.put("somebody/public", {})
+    with pytest.raises(InputError, match="is public"):
+        publish(published, "somebody/public", message="", private=True)
+    assert hub.files("somebody/public") == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "a/b/c", "../b", "a/..", "/etc/passwd", "a/b@main", "a b/c", "a/b.git", "-a/b", ""]
+)
+def test_names_that_are_no_repository_reach_nothing(hub: LocalHub, published: Path, name: str):
+    with pytest.raises(InputError, match="is no repository"):
+        publish(published, name, message="")
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("revision", ["../main", "a b", "refs//x", "", "-x", "main\n"])
+def test_names_that_are_no_revision_reach_nothing(hub: LocalHub, published: Path, revision: str):
+    with pytest.raises(InputError, match="is no revision"):
+        push(published, revision=revision)
+    assert hub.log == []
+
+
+# faults
+
+FAULTS = {
+    "no repository, no right to make it": (Fault("403", "POST /api/repos/create"), "the token may not do this"),
+    "token not accepted": (Fault("401", "POST /api/repos/create"), "hf auth login"),
+    "server error before": (Fault("500", "GET /api/models"), "failed with status 500: run the command again later"),
+    "server error at preupload": (Fault("500", "preupload"), "failed with status 500: .*3 attempts"),
+    "server error at upload": (Fault("503", "PUT /lfs"), "failed with status 503: .*3 attempts"),
+    "server error at commit": (Fault("500", "/commit/"), "failed with status 500"),
+    "rate limit": (Fault("429", "PUT /lfs", headers={"Retry-After": "300"}), "too many requests: wait 300 s"),
+    "broken connection": (Fault("drop", "PUT /lfs"), "the connection to http.* broke: run the command again"),
+    "no answer": (Fault("slow", "/commit/", seconds=2), "did not answer in time"),
+    "changed meanwhile": (Fault("412", "/commit/"), "somebody else changed it meanwhile: run the command again"),
+    "refused": (Fault("400", "/commit/"), "refused with status 400: asked to fail"),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short limits and no pauses, so that the faults take no time; the number of attempts stays."""
+    monkeypatch.setattr(connection, "ANSWER_LIMIT", 0.5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_said_in_one_line_changes_nothing_and_a_retry_works(
+    hub: LocalHub, published: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture, fault: str
+):
+    caplog.set_level(logging.DEBUG)
+    kind, expected = FAULTS[fault]
+    if "create" not in kind.match:
+        hub.put(REPOSITORY, {"README.md": b"old"})
+    hub.faults = [Fault(**vars(kind))]
+    with pytest.raises(InputError, match=f"^{REPOSITORY}: .*{expected}") as caught:
+        push(published)
+    assert "\n" not in str(caught.value)
+    assert hub.repositories == {} or hub.files(REPOSITORY) == {"README.md": b"old"}
+    hub.faults = []
+    push(published)
+    assert contents(published).items() <= hub.files(REPOSITORY).items()
+    output = "".join(capfd.readouterr()) + caplog.text + str(caught.value)
+    assert TOKEN not in output
+
+
+def test_a_refused_connection_is_said_in_one_line(hub: LocalHub, published: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    hub.close()
+    with pytest.raises(InputError, match=r"cannot connect to http://127.0.0.1:.*check the network and HF_ENDPOINT"):
+        push(published)
+
+
+def test_waiting_between_attempts_is_bounded(hub: LocalHub, published: Path, monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", slept.append)
+    hub.faults = [Fault("429", "PUT /lfs", headers={"Retry-After": "300"})]
+    with pytest.raises(InputError, match="wait 300 s"):
+        push(published)
+    assert 0 < sum(slept) <= 2 * 3  # two files, each 1 s and 2 s
+
+
+def test_somebody_elses_commit_in_between_is_not_overwritten(hub: LocalHub, published: Path):
+    hub.put(REPOSITORY, {})
+
+    def interfere(moment: str, line: str) -> None:
+        if moment == "received" and "/commit/" in line:
+            hub.put(REPOSITORY, {"README.md": b"theirs"})
+
+    hub.watch = interfere
+    with pytest.raises(InputError, match="somebody else changed it meanwhile"):
+        push(published)
+    assert hub.files(REPOSITORY) == {"README.md": b"theirs"}
+
+
+def test_the_token_is_in_no_file_of_the_folder_nor_in_a_body(hub: LocalHub, published: Path):
+    push(published)
+    assert hub.received and not [body for body in hub.received if TOKEN.encode() in body]
+    assert not [name for name, data in contents(published).items() if TOKEN.encode() in data]
+
+
+def _prepare(hub: LocalHub, files: dict[str, bytes]) -> None:
+    hub.put(REPOSITORY, files)
+    hub.large.clear()
+
+
+def _push_and_kill(hub: LocalHub, folder: Path, number: int) -> None:
+    """Push in a process of its own, and kill that at the given moment."""
+    child = multiprocessing.get_context("fork").Process(target=push, args=(folder,))
+    moments = itertools.count()
+
+    def kill(moment: str, line: str) -> None:
+        if next(moments) == number:
+            os.kill(child.pid, signal.SIGKILL)
+
+    hub.watch = kill
+    child.start()
+    child.join(60)
+    hub.watch = lambda moment, line: None
+    assert child.exitcode == -signal.SIGKILL
+
+
+def test_a_push_killed_at_any_moment_leaves_the_old_or_the_new_commit(hub: LocalHub, published: Path, folder: Path):
+    """Kill it at the last 20 moments at which the hub knows of it: half a request, a whole one, done."""
+    (folder / "README.md").write_text("new")
+    (folder / "model.safetensors").write_bytes(b"new")
+    old, new = contents(published), contents(folder)
+    moments: list[str] = []
+    hub.watch = lambda moment, line: moments.append(line)
+    _prepare(hub, old)
+    push(folder)
+    assert len(moments) > 20 and "/commit/" in moments[-1]
+    became_new = []
+    for number in range(len(moments) - 20, len(moments)):
+        _prepare(hub, old)
+        _push_and_kill(hub, folder, number)
+        left = hub.files(REPOSITORY)
+        assert left in (old, new), f"killed at {moments[number]}"
+        became_new.append(left == new)
+        push(folder)
+        assert hub.files(REPOSITORY) == new
+    assert became_new[-1] and not became_new[0]
+
+
+def test_dry_run_writes_the_folder_and_shows_the_card(
+    hub: LocalHub, run_folder: Path, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    target = tmp_path / "here"
+    arguments = ["push", str(run_folder), "--repo", REPOSITORY, "--dry-run", "--output", str(target)]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert contents(target) == contents(published)
+    assert "# sd_resnet20.fashion_mnist" in capsys.readouterr().out
+    assert hub.log == []
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    assert re.fullmatch(r"error: .*exists already.*--output\n", capsys.readouterr().err)
+
+
+def test_the_command_publishes(hub: LocalHub, run_folder: Path, published: Path, capsys: pytest.CaptureFixture):
+    for expected in ("published", "nothing changed, no commit made"):
+        with pytest.raises(SystemExit) as ended:
+            main(["push", str(run_folder), "--repo", REPOSITORY])
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"{expected}: {REPOSITORY} at commit")
+    assert hub.files(REPOSITORY) == contents(published)
+
+
+def test_sums_cover_every_published_file(published: Path):
+    lines = dict(line.split("  ")[::-1] for line in (published / "SHA256SUMS").read_text().splitlines())
+    files = contents(published)
+    del files["SHA256SUMS"]
+    assert lines == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

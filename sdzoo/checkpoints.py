@@ -101,13 +101,14 @@ def load_model(
             or a ``drop_path`` that contradicts them.
     """
     check_name(name)
+    _check_rate(drop_path)
     if checkpoint is not None:
         model = _from_checkpoint(name, read_checkpoint(checkpoint), drop_path)
     elif pretrained:
         model = _from_tag(name)
         _check_agreement(name, model.survival, drop_path)
     else:
-        model = timm.create_model(name, drop_path_rate=drop_path)
+        model = timm.create_model(name, drop_path_rate=drop_path, pretrained_cfg_overlay={"tag": ""})
     return model.eval()
 
 
@@ -138,7 +139,7 @@ def _from_checkpoint(name: str, weights: Checkpoint, drop_path: float | None) ->
         in_chans=weights.state_dict["conv1.weight"].shape[1] if "conv1.weight" in weights.state_dict else None,
         num_classes=weights.cfg().get("num_classes"),
         drop_path_rate=drop_path if weights.schedule() is None else None,
-        pretrained_cfg_overlay=weights.cfg(),
+        pretrained_cfg_overlay=weights.cfg() | {"tag": ""},  # these are not the tag's weights
     )
     _check_architecture(name, model, weights)
     _check_agreement(str(weights.path), weights.schedule() or model.survival, drop_path)
@@ -168,11 +169,14 @@ def _some(keys: list[str], shown: int = 3) -> str:
     return ", ".join(keys[:shown]) + more
 
 
+def _check_rate(drop_path: float | None) -> None:
+    if drop_path is not None and not 0 <= drop_path < 1:
+        raise InputError(f"--drop-path is {drop_path}, must be in [0, 1): it is 1 - p_L")
+
+
 def _check_agreement(source: str, survival: tuple[float, ...], drop_path: float | None) -> None:
     if drop_path is None:
         return
-    if not 0 <= drop_path < 1:
-        raise InputError(f"--drop-path is {drop_path}, must be in [0, 1): it is 1 - p_L")
     asked = survival_probabilities(len(survival), 1 - drop_path)
     if not all(map(math.isclose, asked, survival)):
         raise InputError(

@@ -91,8 +91,7 @@ def fold(model: SdResNet, *, input_divisor: Sequence[float] | None = None) -> Fo
     return FoldedNet(
         stem=_conv("conv1", model.conv1, model.bn1, 1.0, divisor),
         blocks=tuple(
-            _block(name, block, p_l)
-            for (name, block), p_l in zip(_named_blocks(model), model.survival, strict=True)
+            _block(name, block, p_l) for (name, block), p_l in zip(_named_blocks(model), model.survival, strict=True)
         ),
         head=_linear("fc", model.fc),
     )
@@ -110,9 +109,7 @@ def _block(name: str, block: ResidualBlock, p_l: float) -> Block:
     )
 
 
-def _conv(
-    name: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, p: float = 1.0, divisor: Float64 | None = None
-) -> Conv:
+def _conv(name: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, p: float = 1.0, divisor: Float64 | None = None) -> Conv:
     """Fold p, the normalisation and the division of the input into one convolution."""
     W = _float64(conv.weight)
     gamma, beta = _float64(norm.weight), _float64(norm.bias)

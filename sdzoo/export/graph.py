@@ -87,9 +87,7 @@ class _Graph:
             producer_name=PRODUCER,
             producer_version=metadata.version,
             opset_import=[helper.make_opsetid("", OPSET)],
-            metadata_props=[
-                StringStringEntryProto(key=key, value=value) for key, value in metadata.encode().items()
-            ],
+            metadata_props=[StringStringEntryProto(key=key, value=value) for key, value in metadata.encode().items()],
         )
         self.proto = self.model.graph
         self.proto.name = metadata.name

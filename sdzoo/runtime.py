@@ -181,8 +181,7 @@ class Classifier:
     def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Scale pixels [N, channels, H, W] to [0, 1], subtract the mean and divide by the std of each channel."""
         mean, std = (
-            np.array(channels, dtype=np.float32)[:, None, None]
-            for channels in (self.metadata.mean, self.metadata.std)
+            np.array(channels, dtype=np.float32)[:, None, None] for channels in (self.metadata.mean, self.metadata.std)
         )
         scaled: NDArray[np.float32] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
         return scaled

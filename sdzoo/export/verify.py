@@ -52,8 +52,7 @@ class Comparison:
         """Raise InputError where the difference is beyond the tolerance, or not a number."""
         if not self.share <= TOLERANCE:
             raise InputError(
-                f"onnxruntime and PyTorch differ by {self.share:.1e} of the largest logit, "
-                f"allowed are {TOLERANCE:.0e}"
+                f"onnxruntime and PyTorch differ by {self.share:.1e} of the largest logit, allowed are {TOLERANCE:.0e}"
             )
 
 
@@ -72,9 +71,7 @@ def compare(classifier: Classifier, model: SdResNet, samples: Sequence[Sample]) 
         with torch.inference_mode():
             expected.append(model(torch.from_numpy(classifier.normalised(pixels))).numpy())
     targets = class_indices(samples, classifier.metadata.labels)
-    return Comparison(
-        np.concatenate(onnx), np.concatenate(expected), None if targets is None else np.array(targets)
-    )
+    return Comparison(np.concatenate(onnx), np.concatenate(expected), None if targets is None else np.array(targets))
 
 
 def check_weights(path: str | os.PathLike[str], metadata: Metadata, model: SdResNet) -> None:

@@ -1,0 +1,291 @@
+"""The walk of a user: export, verify, classify, and what each says of bad input."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+from commandline import sdzoo
+from disk import file_size_limit, unwritable
+from networks import FASHION, network
+from PIL import Image
+
+from sdzoo import SdResNet
+from sdzoo.checkpoints import load_model
+from sdzoo.errors import InputError
+from sdzoo.export import write_onnx
+from sdzoo.export.graph import build
+from sdzoo.export.verify import TOLERANCE, Comparison, check_weights, compare
+from sdzoo.runtime import Classifier
+from sdzoo.samples import FASHION_MNIST, read_samples
+
+FEW = read_samples()[::10]
+BAG = FASHION_MNIST / "bag" / "00018.png"
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command line in an empty folder; return what it prints, or its error."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object, fails: bool = False) -> str:
+        sdzoo(*arguments, expect=int(fails))
+        printed = capsys.readouterr()
+        if not fails:
+            return printed.out
+        assert printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed.err
+        return printed.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "trained.safetensors"
+    safetensors.torch.save_file(network(p_L=0.8).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(weights: Path) -> Path:
+    path = weights.with_name("exported.onnx")
+    write_onnx(load_model("sd_resnet20", checkpoint=weights), path)
+    return path
+
+
+# --- comparing
+
+
+def fashion_network(**kwargs: object) -> SdResNet:
+    return network(pretrained_cfg_overlay=FASHION, **kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"input": "uint8"}, {"size": (33, 30), "softmax": True}])
+def test_a_graph_is_compared_on_the_same_pixels(kwargs: dict[str, object], tmp_path: Path) -> None:
+    model = fashion_network()
+    write_onnx(model, tmp_path / "model.onnx", **kwargs)
+    comparison = compare(Classifier(tmp_path / "model.onnx", "cpu"), model, FEW)
+    assert comparison.onnx.shape == comparison.torch.shape == (20, 10)
+    assert comparison.share < TOLERANCE
+    comparison.check()
+
+
+def test_a_wrong_schedule_is_beyond_the_tolerance(tmp_path: Path) -> None:
+    """The smallest mistake worth finding: one block's probability taken from its neighbour."""
+    model = fashion_network()
+    write_onnx(model, tmp_path / "model.onnx")
+    first, second, *rest = model.survival
+    model.set_survival((second, first, *rest))
+    comparison = compare(Classifier(tmp_path / "model.onnx", "cpu"), model, FEW)
+    with pytest.raises(InputError, match=r"differ by .* allowed are 2e-05"):
+        comparison.check()
+
+
+def test_the_figures_of_a_comparison() -> None:
+    torch_ = np.array([[1, 0], [0, 4], [2, 0], [3, 0]], dtype=np.float32)
+    onnx = np.array([[1, 0], [0, 4], [0, 2], [3, 0.5]], dtype=np.float32)
+    comparison = Comparison(onnx, torch_, np.array([0, 1, 1, 1]))
+    assert comparison.difference == 2
+    assert comparison.share == 0.5
+    assert comparison.agreement == 0.75
+    assert comparison.accuracy(onnx) == 0.75
+    assert comparison.accuracy(torch_) == 0.5
+    assert Comparison(onnx, torch_, None).accuracy(onnx) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_never_pass(value: float) -> None:
+    logits = np.array([[1, value]], dtype=np.float32)
+    with np.errstate(invalid="ignore"), pytest.raises(InputError):
+        Comparison(logits, logits, None).check()
+
+
+def test_accuracy_needs_folders_named_after_the_labels(tmp_path: Path) -> None:
+    write_onnx(fashion_network(), tmp_path / "fashion.onnx")
+    comparison = compare(Classifier(tmp_path / "fashion.onnx", "cpu"), fashion_network(), FEW)
+    assert comparison.targets is not None
+    write_onnx(network(), tmp_path / "cifar.onnx")
+    assert compare(Classifier(tmp_path / "cifar.onnx", "cpu"), network(), FEW).targets is None
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"p_L": 0.6}])
+def test_other_weights_or_another_schedule_are_not_the_file_s(change: dict[str, float], tmp_path: Path) -> None:
+    write_onnx(network(), tmp_path / "model.onnx")
+    metadata = Classifier(tmp_path / "model.onnx", "cpu").metadata
+    check_weights("model.onnx", metadata, network())
+    with pytest.raises(InputError, match=r"model\.onnx: written from weights with digest [0-9a-f]{64}"):
+        check_weights("model.onnx", metadata, network(**change))
+
+
+# --- export
+
+
+def test_export_verifies_and_says_where_the_file_is(run: Run, weights: Path, tmp_path: Path) -> None:
+    printed = run("export", "--checkpoint", weights)
+    assert "p_L = 0.8" in printed
+    assert "200 images" in printed
+    assert f"written: {tmp_path / 'sd_resnet20.onnx'}" in printed
+    assert list(tmp_path.iterdir()) == [tmp_path / "sd_resnet20.onnx"]
+    comparison = compare(Classifier("sd_resnet20.onnx", "cpu"), network(p_L=0.8), FEW)
+    comparison.check()
+
+
+def test_export_hands_every_option_on(run: Run, tmp_path: Path) -> None:
+    options = ["--no-pretrained", "--drop-path", "0.2", "--size", "30", "34", "--input", "uint8", "--softmax"]
+    printed = run("export", "--model", "sd_resnet32", *options, "--no-verify", "--output", "net.onnx")
+    assert "onnxruntime" not in printed
+    classifier = Classifier(tmp_path / "net.onnx", "cpu")
+    assert classifier.metadata.model == "sd_resnet32"
+    assert classifier.metadata.p_L == pytest.approx(0.8)
+    assert classifier.size == (30, 34)
+    assert classifier.raw
+    assert [output.name for output in classifier.session.get_outputs()] == ["logits", "probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "sd_resnet21"], "sd_resnet20"),
+        (["--checkpoint", "missing.pth"], "missing.pth"),
+        (["--checkpoint", "WEIGHTS", "--drop-path", "0.5"], "p_L = 0.8"),
+        (["--checkpoint", "WEIGHTS", "--model", "sd_resnet32"], "layer1.3"),
+        (["--checkpoint", "WEIGHTS", "--size", "4", "32"], "4 x 32"),
+        (["--checkpoint", "WEIGHTS", "--input", "int4"], "'int4'"),
+        (["--no-pretrained", "--drop-path", "1.5"], "1.5"),
+    ],
+)
+def test_export_refuses_and_leaves_the_old_file(
+    arguments: list[str], message: str, run: Run, weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    given = [str(weights) if argument == "WEIGHTS" else argument for argument in arguments]
+    assert message in run("export", *given, "--output", "old.onnx", fails=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "old.onnx"]
+    assert (tmp_path / "old.onnx").read_bytes() == b"old"
+
+
+def test_export_into_a_folder_that_is_missing_or_locked(run: Run, weights: Path, tmp_path: Path) -> None:
+    assert "no folder" in run("export", "--checkpoint", weights, "--output", "missing/net.onnx", fails=True)
+    locked = unwritable(tmp_path) / "net.onnx"
+    assert "cannot write" in run("export", "--checkpoint", weights, "--output", locked, fails=True)
+
+
+def test_export_onto_a_full_disk(run: Run, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    with file_size_limit(500_000):
+        assert "File too large" in run("export", "--checkpoint", weights, "--output", "old.onnx", fails=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "old.onnx"]
+
+
+def test_export_of_a_file_that_fails_verification(
+    run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdzoo.export.verify.TOLERANCE", 1e-12)
+    (tmp_path / "old.onnx").write_bytes(b"old")
+    assert "allowed are 1e-12" in run("export", "--checkpoint", weights, "--output", "old.onnx", fails=True)
+    assert (tmp_path / "old.onnx").read_bytes() == b"old"
+
+
+def test_export_without_onnxruntime(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "sdzoo[cpu]" in run("export", "--checkpoint", weights, fails=True)
+    assert not list(tmp_path.iterdir())
+    run("export", "--checkpoint", weights, "--no-verify")
+    assert list(tmp_path.iterdir()) == [tmp_path / "sd_resnet20.onnx"]
+
+
+# --- verify
+
+
+def test_verify_prints_what_it_found(run: Run, exported: Path, weights: Path) -> None:
+    printed = run("verify", exported, "--checkpoint", weights)
+    for row in ("200 images", "largest difference of two logits", "same top-1 class", "accuracy of PyTorch"):
+        assert row in printed
+    assert "100.0%" in printed
+
+
+def test_verify_on_images_of_the_user(run: Run, exported: Path, weights: Path, tmp_path: Path) -> None:
+    labels = Classifier(exported, "cpu").metadata.labels
+    for label in labels[:3]:
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.open(BAG).resize((50, 70)).save(tmp_path / "photos" / label / "one.jpg")
+    printed = run("verify", exported, "--checkpoint", weights, "--images", "photos")
+    assert "3 images" in printed
+    # Three equal images under three labels: at most one of them can be right.
+    assert "33.3%" in printed or "0.0%" in printed
+
+
+def test_verify_of_another_checkpoint_s_file(run: Run, exported: Path, tmp_path: Path) -> None:
+    safetensors.torch.save_file(network(p_L=0.8, seed=1).state_dict(), tmp_path / "other.safetensors")
+    assert "digest" in run("verify", exported, "--checkpoint", "other.safetensors", fails=True)
+
+
+def test_verify_of_a_file_from_a_checkpoint_asks_for_it(run: Run, exported: Path) -> None:
+    assert "--checkpoint" in run("verify", exported, fails=True)
+
+
+def test_verify_finds_a_changed_weight(run: Run, exported: Path, weights: Path, tmp_path: Path) -> None:
+    """The digest in the metadata is of the weights before folding; only the logits show a damaged graph."""
+    proto = onnx.load(exported)
+    (weight,) = [tensor for tensor in proto.graph.initializer if tensor.name == "layer2.1.conv2.weight"]
+    weight.raw_data = weight.raw_data[:-4] + np.float32(1).tobytes()
+    onnx.save(proto, tmp_path / "damaged.onnx")
+    assert "differ by" in run("verify", "damaged.onnx", "--checkpoint", weights, fails=True)
+
+
+def test_verify_without_images(run: Run, exported: Path, weights: Path, tmp_path: Path) -> None:
+    assert "no images" in run("verify", exported, "--checkpoint", weights, "--images", tmp_path, fails=True)
+
+
+@pytest.mark.parametrize("command", ["verify", "classify"])
+def test_a_file_that_is_not_ours(command: str, run: Run, tmp_path: Path) -> None:
+    images = [BAG] if command == "classify" else []
+    for content in (None, b"", b"text"):
+        if content is not None:
+            (tmp_path / "foreign.onnx").write_bytes(content)
+        assert "foreign.onnx" in run(command, "foreign.onnx", *images, fails=True)
+    foreign = build(network())
+    foreign.producer_name = "pytorch"
+    (tmp_path / "foreign.onnx").write_bytes(foreign.SerializeToString())
+    assert "not an ONNX file written by sdzoo" in run(command, "foreign.onnx", *images, fails=True)
+
+
+# --- classify
+
+
+def test_classify_prints_a_table(run: Run, exported: Path, tmp_path: Path) -> None:
+    Image.open(BAG).resize((64, 48)).save(tmp_path / "photo.jpg")
+    printed = run("classify", exported, "photo.jpg", "--top", "2")
+    (prediction,) = Classifier(exported, "cpu")(["photo.jpg"])
+    for label in list(prediction.probabilities)[:2]:
+        assert label in printed
+    assert f"{prediction.probability:.1%}" in printed
+    assert "resized from 64 x 48" in " ".join(printed.split())
+    assert "32 x 32 pixels" in printed
+
+
+def test_classify_prints_json(run: Run, exported: Path, tmp_path: Path) -> None:
+    Image.open(BAG).resize((32, 32)).save(tmp_path / "fits.png")
+    records = json.loads(run("classify", exported, BAG, "fits.png", "--json"))
+    assert [record["file"] for record in records] == [str(BAG), "fits.png"]
+    assert [record["resized_from"] for record in records] == [[28, 28], None]
+    for record in records:
+        assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
+        assert sum(record["probabilities"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "missing.png"])
+def test_classify_names_what_is_not_an_image(name: str, run: Run, exported: Path, tmp_path: Path) -> None:
+    shutil.copy(FASHION_MNIST / "LICENSE", tmp_path / "LICENSE")
+    assert name in run("classify", exported, BAG, name, fails=True)
+
+
+def test_classify_never_changes_the_device(run: Run, exported: Path) -> None:
+    assert "'npu'" in run("classify", exported, BAG, "--device", "npu", fails=True)

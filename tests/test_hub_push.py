@@ -338,6 +338,20 @@ def test_dry_run_writes_the_folder_and_shows_the_card(
     assert re.fullmatch(r"error: .*exists already.*--output\n", capsys.readouterr().err)
 
 
+def test_data_dir_measures_the_test_error(
+    run_folder: Path, fashion_mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    target = tmp_path / "here"
+    arguments = ["push", str(run_folder), "--repo", REPOSITORY, "--dry-run", "--output", str(target)]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--data-dir", str(fashion_mnist_root)])
+    assert ended.value.code == 0
+    results = Results.read(target / "results/test.json")
+    assert (results.dataset, results.split, results.n) == ("fashion_mnist", "test", 200)
+    assert f"{results.score.error:.2f} %" in capsys.readouterr().out
+    assert ModelCard.load(target / "README.md").data.eval_results[0].metric_value == results.correct / 200
+
+
 def test_the_command_publishes(hub: LocalHub, run_folder: Path, published: Path, capsys: pytest.CaptureFixture):
     for expected in ("published", "nothing changed, no commit made"):
         with pytest.raises(SystemExit) as ended:

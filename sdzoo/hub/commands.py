@@ -85,9 +85,10 @@ def info(
     if as_json or markdown:
         return print(catalogue.as_json(entries) if as_json else catalogue.as_markdown(entries))
     table = Table(*catalogue.COLUMNS)
+    table.columns[0].no_wrap = True
     for row in catalogue.rows(entries):
         table.add_row(*row)
-    console.print(table)
+    Console(width=max(console.width, 120)).print(table)
 
 
 def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "Results | None":

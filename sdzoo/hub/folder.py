@@ -43,6 +43,12 @@ class Source:
     run: Run | None = None
     results: Path | None = None
 
+    @property
+    def is_tag(self) -> bool:
+        """Whether the weights are those that ship with the package under this name."""
+        file = shipped_weights(*self.name.partition(".")[::2])
+        return file is not None and file.samefile(self.checkpoint)
+
 
 def find_source(given: str, model: str | None = None) -> Source:
     """Find weights by what the user names: a training folder, a checkpoint, or a tag of the package.
@@ -77,6 +83,8 @@ def load(source: Source, *, ema: bool | None = None, drop_path: float | None = N
     Raises:
         InputError: The weights cannot be used, or the choice does not fit them.
     """
+    if source.is_tag:
+        return load_model(source.name, drop_path=drop_path)
     model = load_model(source.name, checkpoint=source.checkpoint, drop_path=drop_path)
     plain = read_checkpoint(source.checkpoint, use_ema=False).state_dict
     has_both = digest(plain) != digest(read_checkpoint(source.checkpoint, use_ema=True).state_dict)

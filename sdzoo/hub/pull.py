@@ -1,12 +1,13 @@
 """Fetch weights or ONNX files from a repository, pinned to one commit, and use none that is not as published."""
 
+import hashlib
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-from huggingface_hub import snapshot_download
+from huggingface_hub import get_cached_repo_tree, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from onnx import load as load_onnx
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -49,11 +50,13 @@ def repository_of(name: str) -> str:
     Raises:
         InputError: It is neither, or the namespace of the tags is not known.
     """
-    if "/" in name or name not in timm.list_models("sd_resnet*", include_tags=True):
+    if name not in timm.list_models("sd_resnet*") + timm.list_models("sd_resnet*", include_tags=True):
         return checked_repository(name)
+    tag = timm.models.get_pretrained_cfg(name).tag  # of a name without one, the default
+    tagged = f"{name.partition('.')[0]}.{tag}" if tag else name
     if not NAMESPACE:
-        raise InputError(f"{name}: in which namespace? Set SDZOO_HUB_NAMESPACE, or write NAMESPACE/{name}")
-    return checked_repository(f"{NAMESPACE}/{name}")
+        raise InputError(f"{name}: in which namespace? Set SDZOO_HUB_NAMESPACE, or write NAMESPACE/{tagged}")
+    return checked_repository(f"{NAMESPACE}/{tagged}")
 
 
 def pull(
@@ -108,11 +111,22 @@ def _fetched(folder: Path, onnx: bool) -> tuple[str, ...]:
 
 
 def _check_sums(repository: str, folder: Path, files: tuple[str, ...]) -> None:
-    damaged = mismatches(folder, files)
+    damaged = mismatches(folder, files) or _damaged_sums(repository, folder)
     if damaged:
         for name in (*damaged, SUMS):
             _forget(folder / name)
         raise HubError(f"{repository}: damaged on the way or in the cache: {', '.join(damaged)}; removed, {AGAIN}")
+
+
+def _damaged_sums(repository: str, folder: Path) -> list[str]:
+    """Compare the sums themselves with the number that git gives the file, where the cache knows it."""
+    try:
+        tree = get_cached_repo_tree(repository, revision=folder.name)
+    except CachedRepoTreeNotFoundError:
+        return []
+    data = (folder / SUMS).read_bytes()
+    number = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return [file.path for file in tree if file.path == SUMS and file.blob_id != number]
 
 
 def _check_digest(repository: str, folder: Path, files: tuple[str, ...]) -> None:
@@ -143,13 +157,9 @@ def _forget(path: Path) -> None:
 
 
 def _copy(folder: Path, files: tuple[str, ...], output: Path) -> None:
-    """Copy all files or, where one cannot be read, none; each appears complete."""
+    """Copy the files; each appears complete or not at all, and no name is followed out of the folder."""
     targets = {name: inside(output, name) for name in files}
-    with tempfile.TemporaryDirectory() as staging:
-        for name in files:
-            (Path(staging) / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(folder / name, Path(staging) / name)
-        for name, target in targets.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(target) as temporary:
-                shutil.copyfile(Path(staging) / name, temporary)
+    for name, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary:
+            shutil.copyfile(folder / name, temporary)

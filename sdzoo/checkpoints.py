@@ -121,9 +121,9 @@ def check_name(name: str) -> None:
 
 
 def _from_tag(name: str) -> SdResNet:
-    if name not in timm.list_models("sd_resnet*", pretrained=True) + timm.list_pretrained("sd_resnet*"):
-        have = ", ".join(timm.list_pretrained("sd_resnet*")) or "none"
-        raise InputError(f"{name} has no weights; give a checkpoint, or take one that has: {have}")
+    tags = timm.list_pretrained("sd_resnet*")
+    if name not in {*tags, *(tag.partition(".")[0] for tag in tags)}:
+        raise InputError(f"{name} has no weights; give a checkpoint, or take one that has: {', '.join(tags) or 'none'}")
     try:
         model: SdResNet = timm.create_model(name, pretrained=True)
     except RuntimeError as error:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "sd_resnet20"
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Checkpoint = Annotated[
     Path | None, typer.Option(help="Weights in place of the tag's: .safetensors, or a checkpoint of timm's script.")
@@ -56,7 +55,7 @@ def export(
         console.print("batch normalisation and survival probabilities are folded into the convolutions")
         if verify:
             _verify(temporary, network)
-    console.print(f"written: [bold]{target.resolve()}[/bold] ({target.stat().st_size / 1e6:.2f} MB)")
+    console.print(f"written: {target.resolve()} ({target.stat().st_size / 1e6:.2f} MB)")
 
 
 def verify(
@@ -77,7 +76,7 @@ def verify(
     name = metadata.model if checkpoint else metadata.name
     network = load_model(name, checkpoint=checkpoint, drop_path=drop_path)
     check_weights(file, metadata, network)
-    console.print(f"{file} is {checkpoint or name}: {_facts(network)}")
+    console.print(f"{file}: written from {checkpoint or name}, {_facts(network)}")
     _verify(file, network, images)
 
 
@@ -139,11 +138,11 @@ def _comparison_table(comparison: "Comparison") -> Table:
 def _prediction_table(answers: list["Answer"], top: int) -> Table:
     table = Table(Column("image", overflow="fold"), "label", "probability")
     for file, prediction, resized_from in answers:
-        name = escape(file)
+        name = file
         if resized_from:
             name += " (resized from {} x {})".format(*resized_from)
         for label, probability in list(prediction.probabilities.items())[:top]:
-            table.add_row(name, escape(label), f"{probability:.1%}")
+            table.add_row(name, label, f"{probability:.1%}")
             name = ""
     return table
 

@@ -1,5 +1,7 @@
 """Networks for the tests of export and runtime: real ones of the zoo with every number away from its default."""
 
+from typing import Any
+
 import numpy as np
 import timm
 import torch
@@ -9,18 +11,24 @@ from torch import nn
 from sdzoo import SdResNet
 from sdzoo.models.datasets import DATASETS
 
-FASHION = {
-    "label_names": DATASETS["fashion_mnist"].labels,
-    "mean": DATASETS["fashion_mnist"].mean,
-    "std": DATASETS["fashion_mnist"].std,
-    "input_size": (3, 28, 28),
-}
+
+def configuration(dataset: str) -> dict[str, Any]:
+    """Return timm's configuration for a data set, whatever weights the package ships."""
+    info = DATASETS[dataset]
+    size = (3, info.size, info.size)
+    return {"label_names": info.labels, "mean": info.mean, "std": info.std, "input_size": size, "tag": ""}
 
 
-def network(name: str = "sd_resnet20", p_L: float = 0.5, seed: int = 0, **kwargs: object) -> SdResNet:
+CIFAR = configuration("cifar10")
+FASHION = configuration("fashion_mnist")
+
+
+def network(
+    name: str = "sd_resnet20", p_L: float = 0.5, seed: int = 0, cfg: dict[str, Any] = CIFAR, **kwargs: Any
+) -> SdResNet:
     """Create a network with random weights and random statistics in every normalisation, in evaluation mode."""
     torch.manual_seed(seed)
-    model: SdResNet = timm.create_model(name, drop_path_rate=1 - p_L, **kwargs)
+    model: SdResNet = timm.create_model(name, drop_path_rate=1 - p_L, pretrained_cfg_overlay=cfg, **kwargs)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.weight, std=0.3)  # both signs; small, so that 600 blocks do not overflow

@@ -105,7 +105,7 @@ def test_names_follow_the_parameters() -> None:
 
 
 def test_metadata(tmp_path: Path) -> None:
-    model = network(p_L=0.3, pretrained_cfg_overlay={**FASHION, "tag": "fashion_mnist"})
+    model = network(p_L=0.3, cfg={**FASHION, "tag": "fashion_mnist"})
     write_onnx(model, tmp_path / "model.onnx")
     proto = onnx.load(tmp_path / "model.onnx")
     facts = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
@@ -187,11 +187,11 @@ def test_the_torch_exporter_s_graph_agrees(depth: int, tmp_path: Path) -> None:
 
 
 WRITE = """
-import sys, timm, torch, sdzoo
+import torch
+from networks import network
 from sdzoo.export import write_onnx
 torch.set_num_threads(2)
-torch.manual_seed(99)
-model = timm.create_model("sd_resnet20")
+model = network(seed=99)
 model.load_state_dict(torch.load("../weights.pt", weights_only=True))
 write_onnx(model, "elsewhere.onnx", input="uint8", softmax=True)
 """
@@ -207,8 +207,8 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 
     folder = tmp_path / "another folder"
     folder.mkdir()
-    package = str(Path(sdzoo.__file__).parents[1])
-    environment = {**os.environ, "PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "2", "PYTHONPATH": package}
+    paths = f"{Path(sdzoo.__file__).parents[1]}{os.pathsep}{Path(__file__).parent}"
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "OMP_NUM_THREADS": "2", "PYTHONPATH": paths}
     subprocess.run([sys.executable, "-c", WRITE], cwd=folder, env=environment, check=True)
 
     expected = (tmp_path / "here.onnx").read_bytes()
@@ -238,7 +238,7 @@ def test_statistics_for_another_number_of_channels_are_refused() -> None:
     with pytest.raises(InputError, match="1 input channels, its mean 3"):
         build(network(in_chans=1))
     grey = {"mean": (0.286,), "std": (0.353,), "input_size": (1, 28, 28)}
-    assert build(network(in_chans=1, pretrained_cfg_overlay=grey)).graph.input[0].name == "images"
+    assert build(network(in_chans=1, cfg=grey)).graph.input[0].name == "images"
 
 
 def test_a_network_without_configuration_is_refused() -> None:

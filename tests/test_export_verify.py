@@ -22,7 +22,7 @@ from sdzoo.export import write_onnx
 from sdzoo.export.graph import build
 from sdzoo.export.verify import TOLERANCE, Comparison, check_weights, compare
 from sdzoo.runtime import Classifier
-from sdzoo.samples import FASHION_MNIST, read_samples
+from sdzoo.samples import FASHION_MNIST, folder_name, read_samples
 
 FEW = read_samples()[::10]
 BAG = FASHION_MNIST / "bag" / "00018.png"
@@ -64,7 +64,7 @@ def exported(weights: Path) -> Path:
 
 
 def fashion_network(**kwargs: object) -> SdResNet:
-    return network(pretrained_cfg_overlay=FASHION, **kwargs)
+    return network(cfg=FASHION, **kwargs)
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"input": "uint8"}, {"size": (33, 30), "softmax": True}])
@@ -214,8 +214,9 @@ def test_verify_prints_what_it_found(run: Run, exported: Path, weights: Path) ->
 def test_verify_on_images_of_the_user(run: Run, exported: Path, weights: Path, tmp_path: Path) -> None:
     labels = Classifier(exported, "cpu").metadata.labels
     for label in labels[:3]:
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        Image.open(BAG).resize((50, 70)).save(tmp_path / "photos" / label / "one.jpg")
+        folder = tmp_path / "photos" / folder_name(label)
+        folder.mkdir(parents=True)
+        Image.open(BAG).resize((50, 70)).save(folder / "one.jpg")
     printed = run("verify", exported, "--checkpoint", weights, "--images", "photos")
     assert "3 images" in printed
     # Three equal images under three labels: at most one of them can be right.
@@ -263,19 +264,23 @@ def test_a_file_that_is_not_ours(command: str, run: Run, tmp_path: Path) -> None
 def test_classify_prints_a_table(run: Run, exported: Path, tmp_path: Path) -> None:
     Image.open(BAG).resize((64, 48)).save(tmp_path / "photo.jpg")
     printed = run("classify", exported, "photo.jpg", "--top", "2")
-    (prediction,) = Classifier(exported, "cpu")(["photo.jpg"])
+    classifier = Classifier(exported, "cpu")
+    (prediction,) = classifier(["photo.jpg"])
     for label in list(prediction.probabilities)[:2]:
         assert label in printed
     assert f"{prediction.probability:.1%}" in printed
     assert "resized from 64 x 48" in " ".join(printed.split())
-    assert "32 x 32 pixels" in printed
+    H, W = classifier.size
+    assert f"{W} x {H} pixels" in printed
 
 
 def test_classify_prints_json(run: Run, exported: Path, tmp_path: Path) -> None:
-    Image.open(BAG).resize((32, 32)).save(tmp_path / "fits.png")
-    records = json.loads(run("classify", exported, BAG, "fits.png", "--json"))
-    assert [record["file"] for record in records] == [str(BAG), "fits.png"]
-    assert [record["resized_from"] for record in records] == [[28, 28], None]
+    H, W = Classifier(exported, "cpu").size
+    Image.open(BAG).resize((W, H)).save(tmp_path / "fits.png")
+    Image.open(BAG).resize((64, 48)).save(tmp_path / "large.png")
+    records = json.loads(run("classify", exported, "large.png", "fits.png", "--json"))
+    assert [record["file"] for record in records] == ["large.png", "fits.png"]
+    assert [record["resized_from"] for record in records] == [[64, 48], None]
     for record in records:
         assert record["label"] == max(record["probabilities"], key=record["probabilities"].get)
         assert sum(record["probabilities"].values()) == pytest.approx(1)

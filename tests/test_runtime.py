@@ -29,7 +29,7 @@ COLOURED = {**FASHION, "mean": (0.2, 0.3, 0.4), "std": (0.3, 0.4, 0.5)}  # so th
 @pytest.fixture(scope="module")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runtime") / "model.onnx"
-    write_onnx(network(pretrained_cfg_overlay=COLOURED), path)
+    write_onnx(network(cfg=COLOURED), path)
     return path
 
 
@@ -126,7 +126,7 @@ def test_a_file_with_damaged_metadata(value: str | None, message: str, model_fil
 
 
 def test_metadata_comes_back_as_written(classifier: Classifier) -> None:
-    model = network(pretrained_cfg_overlay=COLOURED)
+    model = network(cfg=COLOURED)
     assert classifier.metadata.name == "sd_resnet20"
     assert classifier.metadata.labels == FASHION["label_names"]
     assert classifier.metadata.schedule == model.survival
@@ -134,7 +134,7 @@ def test_metadata_comes_back_as_written(classifier: Classifier) -> None:
 
 
 def test_logits_are_those_of_the_reference(classifier: Classifier) -> None:
-    model = network(pretrained_cfg_overlay=COLOURED)
+    model = network(cfg=COLOURED)
     coloured = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
     normalised = (coloured / 255 - np.array(COLOURED["mean"])) / np.array(COLOURED["std"])
     expected = reference.logits(model.state_dict(), normalised.transpose(0, 3, 1, 2))
@@ -169,7 +169,7 @@ def test_any_number_of_pictures(count: int, classifier: Classifier) -> None:
 
 
 def test_a_raw_pixel_graph_gives_the_same(classifier: Classifier, tmp_path: Path) -> None:
-    write_onnx(network(pretrained_cfg_overlay=COLOURED), tmp_path / "raw.onnx", input="uint8")
+    write_onnx(network(cfg=COLOURED), tmp_path / "raw.onnx", input="uint8")
     raw = Classifier(tmp_path / "raw.onnx", "cpu")
     assert raw.raw and not classifier.raw
     expected = classifier.logits([BAG, BOOT])
@@ -178,7 +178,7 @@ def test_a_raw_pixel_graph_gives_the_same(classifier: Classifier, tmp_path: Path
 
 def test_a_grey_network(tmp_path: Path) -> None:
     grey = {"mean": (0.286,), "std": (0.353,), "input_size": (1, 28, 28)}
-    write_onnx(network(in_chans=1, pretrained_cfg_overlay=grey), tmp_path / "grey.onnx")
+    write_onnx(network(in_chans=1, cfg=grey), tmp_path / "grey.onnx")
     pixels = Classifier(tmp_path / "grey.onnx", "cpu").pixels([BAG])
     assert (pixels[0, 0] == np.asarray(Image.open(BAG))).all()
 

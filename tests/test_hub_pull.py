@@ -1,5 +1,6 @@
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -220,8 +221,36 @@ def write_folder_of_another(tmp_path: Path) -> Path:
 
 def test_a_repository_of_another_kind_is_said_to_be_one(hub: LocalHub):
     hub.put("somebody/other", {"config.json": b"{}", "model.safetensors": b"x"})
-    with pytest.raises(InputError, match="no SHA256SUMS: it was not published by `sdzoo push`"):
+    with pytest.raises(InputError, match="somebody/other: has no SHA256SUMS, so it was not published by"):
         pull("somebody/other")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("config.json", b"{", "Expecting property name"),
+        ("config.json", b"{}", "pretrained_cfg"),
+        ("config.json", b'{"pretrained_cfg": {}}', "names no digest"),
+        ("model.safetensors", b"x", "header"),
+        ("onnx/model.onnx", b"x", "parsing"),
+        ("onnx/model.onnx", b"", "no readable 'model'"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_said(
+    hub: LocalHub, published: Path, tmp_path: Path, name: str, data: bytes, said: str
+):
+    shutil.copytree(published, tmp_path / "folder")
+    (tmp_path / "folder" / name).write_bytes(data)
+    write_sums(tmp_path / "folder")
+    hub.put(REPOSITORY, contents(tmp_path / "folder"))
+    with pytest.raises(InputError, match=rf"^{REPOSITORY}: not as `sdzoo push` publishes: .*{said}"):
+        pull(REPOSITORY, onnx=name.endswith(".onnx"))
+
+
+@pytest.mark.usefixtures("commit", "impatient")
+def test_an_attempt_that_succeeds_after_all_is_not_told_as_the_cache(hub: LocalHub):
+    hub.faults = [Fault("503", "HEAD .*model.safetensors", times=2)]
+    assert not pull(REPOSITORY).from_cache
 
 
 # names from outside

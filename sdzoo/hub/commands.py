@@ -1,5 +1,6 @@
 """The commands ``sdzoo push``, ``sdzoo pull`` and ``sdzoo info``."""
 
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -43,7 +44,8 @@ def push(
     network = prepare.load(found, ema=ema, drop_path=drop_path)
     results = _results(found, network, data_dir)
     with TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "folder"
+        folder.mkdir()
         prepare.write_folder(folder, repo, found, network, results)
         if dry_run:
             return _keep(folder, output or Path(repo.partition("/")[2]))
@@ -88,7 +90,7 @@ def info(
     table.columns[0].no_wrap = True
     for row in catalogue.rows(entries):
         table.add_row(*row)
-    Console(width=max(console.width, 120)).print(table)
+    Console(width=max(console.width, 140)).print(table)
 
 
 def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "Results | None":
@@ -107,8 +109,6 @@ def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "R
 
 def _keep(folder: Path, target: Path) -> None:
     """Copy a folder to where nothing is yet, and show its card."""
-    import shutil
-
     if target.exists():
         raise InputError(f"{target}: exists already; name another folder with --output")
     shutil.copytree(folder, target)

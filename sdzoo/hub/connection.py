@@ -53,7 +53,7 @@ class _GaveUpError(RuntimeError):
 
 
 class Failures(Counter[str]):
-    """Failed attempts by request, and how long the Hub asked to wait."""
+    """Attempts that failed since the last success, by request, and how long the Hub asked to wait."""
 
     wait: int | None = None
 
@@ -63,7 +63,7 @@ def connection(repository: str) -> Iterator[Failures]:
     """Limit huggingface_hub's patience inside the block, and turn what fails there into one line.
 
     Yields:
-        The failures so far; a block that ends well despite some was answered from the cache or by a retry.
+        The failures; a block that ends well despite some was answered from the cache.
 
     Raises:
         HubError: The Hub refused or could not be reached.
@@ -97,6 +97,8 @@ def _limited(client: httpx2.Client, failures: Failures) -> httpx2.Client:
         if response.status_code in RETRIED:
             _take_wait(response, failures)
             _count(failures, address, httpx2.HTTPStatusError("", request=request, response=response))
+        else:
+            failures.pop(address, None)
         return response
 
     client.send = limited  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models._hub import save_config_for_hf
 from torch import Tensor
 
@@ -116,7 +116,7 @@ def write_folder(folder: Path, repository: str, source: Source, model: SdResNet,
             f"{source.results}: results of weights with digest {results.digest}, "
             f"{source.checkpoint} has {digest(weights)}"
         )
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     _write_config(folder / CONFIG, model, digest(weights))
     _write_graph(folder / GRAPH, model)
     _write_results(folder / RESULTS, source, results)

@@ -1,17 +1,18 @@
 """Fetch weights or ONNX files from a repository, pinned to one commit, and use none that is not as published."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from huggingface_hub import get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from onnx import load as load_onnx
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models._hub import load_cfg_from_json
 
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
@@ -92,7 +93,7 @@ def pull(
                 library_name="sdzoo",
             )
         )
-    files = _fetched(folder, onnx)
+    files = _fetched(repository, folder, onnx)
     _check_sums(repository, folder, files)
     _check_digest(repository, folder, files)
     if output is not None:
@@ -100,14 +101,13 @@ def pull(
     return Pulled(output or folder, folder.name, files, bool(failures))
 
 
-def _fetched(folder: Path, onnx: bool) -> tuple[str, ...]:
+def _fetched(repository: str, folder: Path, onnx: bool) -> tuple[str, ...]:
     """Return the names of the files that were asked for and are there."""
-    found = [path for pattern in (*ALWAYS, WANTED[onnx]) for path in sorted(folder.glob(pattern))]
-    files = tuple(path.relative_to(folder).as_posix() for path in found)
     for needed in (CONFIG, SUMS, WANTED[onnx]):
-        if not list(folder.glob(needed)):
-            raise HubError(f"the repository has no {needed}: it was not published by `sdzoo push`")
-    return files
+        if not any(folder.glob(needed)):
+            raise HubError(f"{repository}: has no {needed}, so it was not published by `sdzoo push`")
+    found = [path for pattern in (*ALWAYS, WANTED[onnx]) for path in sorted(folder.glob(pattern))]
+    return tuple(path.relative_to(folder).as_posix() for path in found)
 
 
 def _check_sums(repository: str, folder: Path, files: tuple[str, ...]) -> None:
@@ -131,16 +131,18 @@ def _damaged_sums(repository: str, folder: Path) -> list[str]:
 
 def _check_digest(repository: str, folder: Path, files: tuple[str, ...]) -> None:
     """Compare the digest that the configuration names with that of the weights, and of every graph."""
-    noted = noted_digest(load_cfg_from_json(folder / CONFIG)["pretrained_cfg"])
-    remedy = f"{repository} must be published again"
+    remedy = "it must be published again"
     try:
+        noted = noted_digest(json.loads((folder / CONFIG).read_bytes())["pretrained_cfg"])
+        if noted is None:
+            raise RuntimeError(f"{CONFIG} names no digest: {remedy}")
         if WEIGHTS in files:
             take_digest(load_file(folder / WEIGHTS), remedy, noted)
         for name in files:
             if name.endswith(".onnx") and (found := _graph_digest(folder / name)) != noted:
                 raise RuntimeError(f"{name} holds weights with digest {found}, published was {noted}: {remedy}")
-    except (RuntimeError, SafetensorError) as error:
-        raise HubError(f"{repository}: {error}") from error
+    except (RuntimeError, ValueError, KeyError, SafetensorError, DecodeError) as error:
+        raise HubError(f"{repository}: not as `sdzoo push` publishes: {error}") from error
 
 
 def _graph_digest(path: Path) -> str:

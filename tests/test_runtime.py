@@ -18,7 +18,8 @@ from PIL import Image
 
 from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
-from sdzoo.runtime import BATCH, Classifier, open_picture, session
+from sdzoo.pictures import BATCH, open_picture
+from sdzoo.runtime import Classifier, session
 from sdzoo.samples import FASHION_MNIST
 
 BAG = FASHION_MNIST / "bag" / "00018.png"

@@ -88,7 +88,8 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with the probabilities of all labels.")] = False,
 ) -> None:
     """Classify image files with an ONNX file."""
-    from sdzoo.runtime import Classifier, open_picture
+    from sdzoo.pictures import open_picture
+    from sdzoo.runtime import Classifier
 
     classifier = Classifier(file, device)
     pictures = [open_picture(image) for image in images]

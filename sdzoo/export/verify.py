@@ -12,7 +12,8 @@ from sdzoo.errors import InputError
 from sdzoo.metadata import Metadata
 from sdzoo.models.digest import digest
 from sdzoo.models.sd_resnet import SdResNet
-from sdzoo.runtime import Classifier, batched
+from sdzoo.pictures import batched
+from sdzoo.runtime import Classifier
 from sdzoo.samples import Sample, class_indices
 
 # Of two logits, relative to the largest logit: both sides round to float32 (6e-8 relative) in another order.

@@ -18,6 +18,7 @@ REPOSITORY = "somebody/sd_resnet20.fashion_mnist"
 FASHION = DATASETS["fashion_mnist"]
 ARGUMENTS = {
     "model": "sd_resnet20",
+    "experiment": "fashion_mnist_resnet20",
     "dataset": "torch/sd_fashion_mnist",
     "data_dir": "/home/somebody/data",
     "output": "~/runs",

@@ -68,7 +68,7 @@ def test_shipped_weights_bring_their_schedule_and_results(monkeypatch: pytest.Mo
     """A tag is registered at import where its file exists; here the file comes later, so timm is told."""
     model = trained()
     save_file(with_digest(model.state_dict()), tmp_path / "sd_resnet20.cifar10.safetensors")
-    results = Results("cifar10", "test", 9123, 10_000, digest(model.state_dict()), recipe="some_recipe")
+    results = Results("cifar10", 91.23, 10_000, digest(model.state_dict()), recipe="some_recipe")
     (tmp_path / "sd_resnet20.cifar10.json").write_text(results.encode())
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     monkeypatch.setattr("timm.create_model", lambda name: timm.models.create_model(name.partition(".")[0]))
@@ -78,7 +78,7 @@ def test_shipped_weights_bring_their_schedule_and_results(monkeypatch: pytest.Mo
 
 
 def test_damaged_results_are_said(tmp_path: Path):
-    for text in ("", "[]", "{}", '{"dataset": "cifar10"}'):
+    for text in ("", "[]", "{}", '{"tag": "cifar10", "test": 3}'):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(InputError, match="no readable results"):
             Results.read(tmp_path / "x.json")

@@ -93,7 +93,7 @@ def test_no_path_of_the_training_machine_is_published(published: Path):
 def test_the_card_has_the_metadata_the_hub_reads(run_folder: Path, tmp_path: Path):
     source = find_source(str(run_folder))
     model = load(source)
-    results = Results("fashion_mnist", "test", 9350, 10_000, digest(model.state_dict()))
+    results = Results("fashion_mnist", 93.5, 10_000, digest(model.state_dict()))
     folder = tmp_path / "folder"
     folder.mkdir()
     write_folder(folder, REPOSITORY, source, model, results)
@@ -104,12 +104,19 @@ def test_the_card_has_the_metadata_the_hub_reads(run_folder: Path, tmp_path: Pat
     assert (evaluated.metric_value, evaluated.dataset_split) == (0.935, "test")
     assert "| Fashion-MNIST test | 10,000 | 6.50 % | 6.03 to 7.00 |" in card.text
     assert "20.00 %" in card.text  # validation: 100 - 80
-    assert Results.read(folder / "results/test.json") == results
+    assert Results.read(folder / "results/results.json") == results
+
+
+def test_the_card_of_another_checkpoint_does_not_tell_the_best_ones_validation(run_folder: Path, tmp_path: Path):
+    source = find_source(str(run_folder / "checkpoint-0.pth.tar"))
+    write_folder(tmp_path, REPOSITORY, source, load(source), None)
+    card = (tmp_path / "README.md").read_text()
+    assert "validation" not in card and "| epochs | 2 |" in card
 
 
 def test_results_of_other_weights_are_refused(run_folder: Path, tmp_path: Path):
     source = find_source(str(run_folder))
-    results = Results("fashion_mnist", "test", 9350, 10_000, "0" * 64)
+    results = Results("fashion_mnist", 93.5, 10_000, "0" * 64)
     with pytest.raises(InputError, match="results of weights with digest 0000"):
         write_folder(tmp_path, REPOSITORY, source, load(source), results)
 
@@ -346,10 +353,12 @@ def test_data_dir_measures_the_test_error(
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--data-dir", str(fashion_mnist_root)])
     assert ended.value.code == 0
-    results = Results.read(target / "results/test.json")
-    assert (results.dataset, results.split, results.n) == ("fashion_mnist", "test", 200)
-    assert f"{results.score.error:.2f} %" in capsys.readouterr().out
-    assert ModelCard.load(target / "README.md").data.eval_results[0].metric_value == results.correct / 200
+    results = Results.read(target / "results/results.json")
+    assert (results.dataset, results.n) == ("fashion_mnist", 200)
+    assert results.recipe == "fashion_mnist_resnet20"
+    card = capsys.readouterr().out
+    assert f"{results.score.error:.2f} %" in card and "`sdzoo train fashion_mnist_resnet20`" in card
+    assert ModelCard.load(target / "README.md").data.eval_results[0].metric_value == results.top1 / 100
 
 
 def test_the_command_publishes(hub: LocalHub, run_folder: Path, published: Path, capsys: pytest.CaptureFixture):

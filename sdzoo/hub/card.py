@@ -110,6 +110,8 @@ class Facts:
         results: Top-1 on the test split, where it was measured.
         validation: Best validation epoch and its top-1 in percent, where the training folder tells.
         arguments: Arguments of timm's script.
+        arguments_kept: Whether the repository has all of them in a file.
+        recipe: Recipe of the package they come from, empty where there is none.
     """
 
     repository: str
@@ -122,6 +124,8 @@ class Facts:
     results: Results | None = None
     validation: tuple[int, float] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    arguments_kept: bool = False
+    recipe: str = ""
 
 
 def model_card(facts: Facts) -> ModelCard:
@@ -145,7 +149,7 @@ def model_card(facts: Facts) -> ModelCard:
         macs=facts.macs,
         digest=facts.digest,
         results=_results(facts),
-        training=_training(facts.arguments),
+        training=_training(facts),
     )
     return ModelCard(f"---\n{_metadata(facts).to_yaml()}\n---\n{body}")
 
@@ -169,10 +173,10 @@ def _evaluation(results: Results) -> EvalResult:
         task_type="image-classification",
         dataset_type=HUB_DATASETS[results.dataset],
         dataset_name=DATASETS[results.dataset].title,
-        dataset_split=results.split,
+        dataset_split="test",
         metric_type="accuracy",
         metric_name="Top-1 accuracy",
-        metric_value=round(results.correct / results.n, 6),
+        metric_value=round(results.top1 / 100, 6),
     )
 
 
@@ -181,7 +185,7 @@ def _results(facts: Facts) -> str:
     if facts.results:
         score, title = facts.results.score, DATASETS[facts.results.dataset].title
         low, high = score.error_interval()
-        lines.append(f"| {title} {facts.results.split} | {score.n:,} | {score.error:.2f} % | {low:.2f} to {high:.2f} |")
+        lines.append(f"| {title} test | {score.n:,} | {score.error:.2f} % | {low:.2f} to {high:.2f} |")
     else:
         lines.append("| test | not measured | | |")
     if facts.validation:
@@ -190,9 +194,10 @@ def _results(facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _training(arguments: dict[str, Any]) -> str:
-    told = [f"| {name} | {arguments[name]} |" for name in TOLD if arguments.get(name) is not None]
+def _training(facts: Facts) -> str:
+    told = [f"| {name} | {facts.arguments[name]} |" for name in TOLD if facts.arguments.get(name) is not None]
+    said = [f"`sdzoo train {facts.recipe}` trains them again."] if facts.recipe else []
+    said += ["All arguments of timm's train script are in `results/args.yaml`."] if facts.arguments_kept else []
     if not told:
-        return "The training arguments of these weights were not kept."
-    said = "With timm's train script; all arguments are in `results/args.yaml`."
-    return "\n".join([said, "", "| argument | value |", "| --- | --- |", *told])
+        return "\n".join(said) or "The training arguments of these weights were not kept."
+    return "\n".join([*said, "", "| argument | value |", "| --- | --- |", *told])

@@ -1,5 +1,6 @@
 """The catalogue: every network of the zoo, its weights, and what it costs, counted from the networks themselves."""
 
+import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -71,7 +72,8 @@ def catalogue(name: str = "") -> list[Entry]:
 
 
 def cost(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
-    """Return parameters and MACs of a network for one image; on the meta device nothing is computed."""
+    """Return parameters and MACs of a network for one image; nothing is computed, the shapes alone are run."""
+    model = copy.deepcopy(model).to("meta").eval()
     macs = 0
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -82,9 +84,8 @@ def cost(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.register_forward_hook(count)
-    network: Callable[[Tensor], Tensor] = model.eval()
     with torch.no_grad():
-        network(torch.zeros(1, *input_size, device=next(model.parameters()).device))
+        model(torch.zeros(1, *input_size, device="meta"))
     return sum(parameter.numel() for parameter in model.parameters()), macs
 
 

@@ -95,7 +95,7 @@ def info(
 
 def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "Results | None":
     """Measure the test error where the data set is given, else read what lies beside the weights."""
-    from sdzoo.hub.results import Results, dataset_of
+    from sdzoo.hub.results import Results, dataset_of, recipe_of
     from sdzoo.models.digest import digest
     from sdzoo.training import evaluation
 
@@ -104,7 +104,8 @@ def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "R
     dataset = dataset_of(evaluation.labels_of(network))
     images = evaluation.split("test", data_dir, network)
     score = evaluation.evaluate(network, images)
-    return Results(str(dataset), "test", score.correct, score.n, digest(network.state_dict()))
+    recipe = recipe_of(source.run.arguments()) if source.run else ""
+    return Results(str(dataset), score.top1, score.n, digest(network.state_dict()), recipe)
 
 
 def _keep(folder: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ from sdzoo.checkpoints import load_model, read_checkpoint
 from sdzoo.errors import InputError
 from sdzoo.hub.card import Facts, model_card
 from sdzoo.hub.catalogue import cost
-from sdzoo.hub.results import Results, dataset_of, public_arguments
+from sdzoo.hub.results import Results, dataset_of, public_arguments, recipe_arguments, recipe_of
 from sdzoo.hub.sums import write_sums
 from sdzoo.models.digest import NOTE, digest, with_digest
 from sdzoo.models.sd_resnet import SdResNet
@@ -48,6 +48,11 @@ class Source:
         """Whether the weights are those that ship with the package under this name."""
         file = shipped_weights(*self.name.partition(".")[::2])
         return file is not None and file.samefile(self.checkpoint)
+
+    def validation(self) -> tuple[int, float] | None:
+        """Return epoch and validation top-1 in percent, where the weights are the best of a training folder."""
+        best, checkpoint = self.run.best() if self.run else (None, None)
+        return (best.number, best.top1) if best and checkpoint == self.checkpoint else None
 
 
 def find_source(given: str, model: str | None = None) -> Source:
@@ -160,7 +165,9 @@ def _write_graph(path: Path, model: SdResNet) -> None:
 def _write_results(folder: Path, source: Source, results: Results | None) -> None:
     folder.mkdir()
     if results:
-        (folder / "test.json").write_text(results.encode(), encoding="utf-8", newline="\n")
+        noted = source.results and Results.read(source.results) == results  # with more beside it
+        text = source.results.read_text(encoding="utf-8") if noted and source.results else results.encode()
+        (folder / "results.json").write_text(text, encoding="utf-8", newline="\n")
     if source.run:
         (folder / "args.yaml").write_text(public_arguments(source.run.arguments()), encoding="utf-8", newline="\n")
         (folder / "summary.csv").write_bytes((source.run.folder / "summary.csv").read_bytes())
@@ -171,7 +178,8 @@ def _facts(
 ) -> Facts:
     cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     parameters, macs = cost(model, cfg["input_size"])
-    best = source.run.best()[0] if source.run else None
+    recipe = results.recipe if results and results.recipe else ""
+    arguments = source.run.arguments() if source.run else recipe_arguments(recipe)
     return Facts(
         repository=repository,
         cfg=cfg,
@@ -181,8 +189,10 @@ def _facts(
         macs=macs,
         dataset=dataset_of(cfg.get("label_names") or ()),
         results=results,
-        validation=(best.number, best.top1) if best else None,
-        arguments=source.run.arguments() if source.run else {},
+        validation=source.validation() or (results.validation if results else None),
+        arguments=arguments,
+        arguments_kept=source.run is not None,
+        recipe=recipe or recipe_of(arguments),
     )
 
 

@@ -1,11 +1,11 @@
 """What is known of weights before they are published: how they were trained, and how many test images they get right.
 
-Weights that ship with the package have a ``.json`` beside them, published ones a ``results/test.json``; both hold the
-fields of ``Results``.
+Weights that ship with the package have a ``.json`` beside them, published ones a ``results/results.json``: ``tag`` (the
+data set), ``digest``, ``recipe``, ``test`` with ``top1`` in percent and ``n``, and what else was worth noting.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,52 +20,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Results:
-    """Top-1 of one split.
+    """Top-1 on the test split.
 
     Attributes:
         dataset: Key of ``DATASETS``.
-        split: ``"test"``.
-        correct: Images whose label has the largest logit.
+        top1: Percent of the images whose label has the largest logit.
         n: Images of the split.
         digest: Digest of the weights that were evaluated.
-        recipe: Name of the recipe they were trained with, empty where it is not one of the package's.
+        recipe: Recipe of the package they were trained with, empty where it is none of them.
+        validation: Best validation epoch and its top-1 in percent, where they were noted.
     """
 
     dataset: str
-    split: str
-    correct: int
+    top1: float
     n: int
     digest: str
     recipe: str = ""
+    validation: tuple[int, float] | None = None
 
     @property
     def score(self) -> "Score":
         """The same as a score, which knows its 95 % interval."""
         from sdzoo.training.evaluation import Score
 
-        return Score(self.correct, self.n)
+        return Score(round(self.top1 * self.n / 100), self.n)
 
     def encode(self) -> str:
-        """Return the fields as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """Return JSON that ``read`` understands."""
+        test = {"top1": self.top1, "n": self.n}
+        fields = {"tag": self.dataset, "recipe": self.recipe, "test": test, "digest": self.digest}
+        return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> "Results":
-        """Read the fields back.
+        """Read the results from a file.
 
         Raises:
             InputError: The file does not hold them.
         """
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: no readable results ({error})") from error
+            test, best = fields["test"], fields.get("best_epoch")
+            validation = None if best is None else (int(best), float(fields["validation_top1"]))
+            return cls(
+                fields["tag"], test["top1"], test["n"], fields["digest"], fields.get("recipe", ""), validation
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: no readable results ({error!r})") from error
 
 
 def dataset_of(labels: tuple[str, ...]) -> str | None:
     """Return the key of the data set that has these labels, None where the zoo knows none."""
     return next((key for key, info in DATASETS.items() if info.labels == tuple(labels)), None)
+
+
+def recipe_of(arguments: dict[str, Any]) -> str:
+    """Return the recipe of the package that a training ran, empty where it was none of them."""
+    from sdzoo.training.launch import recipes
+
+    experiment = arguments.get("experiment")
+    return next((recipe.name for recipe in recipes() if recipe.name == experiment), "")
+
+
+def recipe_arguments(name: str) -> dict[str, Any]:
+    """Return the arguments in a recipe of the package, none where the name is empty."""
+    from sdzoo.training.launch import find_recipe
+
+    return dict(find_recipe(name).values()) if name else {}
 
 
 def public_arguments(arguments: dict[str, Any]) -> str:

@@ -35,6 +35,13 @@ def test_an_epoch_without_its_checkpoint_cannot_be_the_best(tmp_path: Path) -> N
     assert folder(tmp_path, [(0, 99.0), (1, 91.0)], kept=[1]).best()[0].number == 1
 
 
+def test_seconds_are_steps_times_their_average(tmp_path: Path) -> None:
+    line = "Train: {} [{}/429 ({}%)]  Loss: 0.3 (0.4)  Time: 0.5s, 256.00/s  ({}s,  318.40/s)  LR: 1e-01  Data: 0.03"
+    lines = [line.format(0, " 400", " 93", 9.9), line.format(0, " 428", "100", 0.402), "Test: [ 0/39]  Time: 0.1 (0.1)"]
+    (tmp_path / "train.log").write_text("\n".join([*lines, line.format(12, " 428", "100", 0.5)]))
+    assert Run(tmp_path).seconds() == {0: pytest.approx(429 * 0.402), 12: pytest.approx(429 * 0.5)}
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a training folder, it has no args\.yaml"):
         Run(tmp_path).arguments()

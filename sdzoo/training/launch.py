@@ -18,6 +18,7 @@ import yaml
 
 from sdzoo.errors import InputError
 from sdzoo.training.data import PROTOCOLS, open_split
+from sdzoo.training.runs import LOG
 
 RECIPES = Path(__file__).parent / "recipes"
 HEADER = ("Goal", "Paper", "Command", "Expected")
@@ -174,16 +175,26 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def run(words: Sequence[str]) -> Path:
-    """Run a training command to its end and return the folder it wrote.
+    """Run a training command to its end and return the folder it wrote; what it prints also goes to ``train.log``.
 
     Raises:
         InputError: The script failed; it has said why.
     """
-    # The script starts in a process of its own, which must find this package as well from a clone as installed.
+    folder = Path(value_of("--output", words) or ".") / (value_of("--experiment", words) or "")
+    folder.mkdir(parents=True, exist_ok=True)
+    # The script is a process of its own, which must find this package in a clone that is not installed, too.
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    status = subprocess.run(words, env=os.environ | {"PYTHONPATH": paths}, check=False).returncode
-    if status:
-        raise InputError(f"training ended with exit status {status}")
-    output, experiment = value_of("--output", words), value_of("--experiment", words)
-    return Path(output or ".") / (experiment or "")
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    with (
+        (folder / LOG).open("a", encoding="utf-8") as log,
+        subprocess.Popen(
+            words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        ) as script,
+    ):
+        for line in script.stdout or ():
+            print(line, end="", flush=True)
+            log.write(line)
+    if script.returncode:
+        raise InputError(f"training ended with exit status {script.returncode}")
+    return folder

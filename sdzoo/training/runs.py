@@ -9,6 +9,10 @@ import yaml
 
 from sdzoo.errors import InputError
 
+LOG = "train.log"
+# The last step line of an epoch: "Train: 3 [ 428/429 (100%)] ... Time: 0.41s, 310.12/s  (0.402s,  318.40/s) ..."
+STEPS = re.compile(r"Train: (\d+) \[ *\d+/(\d+) \(100%\)\].*? Time: .*?\(([\d.]+)s,")
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -46,6 +50,13 @@ class Run:
             rows = [row for row in csv.DictReader(lines) if row["epoch"] != "epoch"]
         epochs = {int(row["epoch"]): _epoch(row) for row in rows}
         return [epochs[number] for number in sorted(epochs)]
+
+    def seconds(self) -> dict[int, float]:
+        """Return the seconds of training in each epoch, without validation, from the log."""
+        log = self.folder / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        found = (STEPS.match(line) for line in lines)
+        return {int(match[1]): int(match[2]) * float(match[3]) for match in found if match}
 
     def best(self) -> tuple[Epoch, Path]:
         """Return the epoch of the highest validation top-1 whose checkpoint was kept, and that checkpoint.

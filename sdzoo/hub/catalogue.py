@@ -121,7 +121,7 @@ def _entry(name: str) -> Entry:
         parameters=parameters,
         macs=macs,
         blocks=len(survival),
-        expected_blocks=sum(survival),
+        expected_blocks=round(sum(survival), 6),
         test_error=round(results.score.error, 2) if results else None,
         recipe=results.recipe if results else _recipe(architecture),
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, soft_wrap=True)
 
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit.  [default: the main branch]")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit; left out: the main branch.")]
 
 
 def push(
@@ -31,7 +31,7 @@ def push(
     drop_path: Annotated[float | None, typer.Option(help="1 - p_L, where the weights carry no schedule.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Measure the test error on the data set in here.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder here and show its card.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Folder for --dry-run.  [default: NAME]")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for --dry-run; left out: NAME.")] = None,
 ) -> None:
     """Publish weights with their ONNX graph, results and model card in one commit."""
     from sdzoo.hub import folder as prepare

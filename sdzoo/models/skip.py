@@ -5,7 +5,7 @@ weights, names and evaluation stay timm's.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -94,8 +94,12 @@ def skip_drop_path(
     try:
         plans = _plan_all(model, strict)
         drop_paths = _drop_paths(model, plans)
+        if not drop_paths:
+            take_back(model)
+            warnings.warn("no residual path passes through a DropPath: the model stays as it is", stacklevel=2)
+            return model
         if schedule is not None:
-            _reschedule(drop_paths, schedule, _p_L(model))
+            _reschedule(drop_paths, schedule, _p_last(model))
         draws.gates.survival = tuple(map(_survival, drop_paths))
     except ValueError:
         take_back(model)
@@ -139,16 +143,18 @@ def _drops_something(model: nn.Module) -> bool:
 
 def _plan_all(model: nn.Module, strict: bool) -> Plans:
     """Return the plans of all blocks that have residual paths, by name."""
-    plans, failures = {}, []
+    plans, left = {}, []
     for name, block in _blocks(model):
         try:
             plans[name] = plan_of(block, residual)
+            reasons: Iterable[Any] = plans[name].left
         except CannotConvertError as reason:
-            failures.append(f"block {name} ({type(block).__name__}): {reason}")
-    if failures and (strict or not any(plan.paths for plan in plans.values())):
-        raise CannotConvertError(f"{failures[0]}; strict=False leaves such blocks as timm's")
-    if failures:
-        warnings.warn(f"{len(failures)} blocks stay as timm's, the first: {failures[0]}", stacklevel=3)
+            reasons = [reason]
+        left += [f"block {name} ({type(block).__name__}): {reason}" for reason in reasons]
+    if left and (strict or not any(plan.paths for plan in plans.values())):
+        raise CannotConvertError(f"{left[0]}; strict=False leaves such paths as timm's")
+    if left:
+        warnings.warn(f"{len(left)} of timm's DropPaths stay, the first in {left[0]}", stacklevel=3)
     return {name: plan for name, plan in plans.items() if plan.paths}
 
 
@@ -165,8 +171,9 @@ def _drop_paths(model: nn.Module, plans: Plans) -> list[DropPath]:
     ]
 
 
-def _p_L(model: nn.Module) -> float:
-    return 1.0 - max(module.drop_prob for module in model.modules() if isinstance(module, DropPath))
+def _p_last(model: nn.Module) -> float:
+    rates = [float(module.drop_prob) for module in model.modules() if isinstance(module, DropPath)]
+    return 1.0 - max(rates)
 
 
 def _reschedule(drop_paths: list[DropPath], schedule: str, p_L: float) -> None:

@@ -75,9 +75,12 @@ def _plan(block: SkippingBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     bound = inspect.signature(original_class(block).forward).bind(block, *args, **kwargs)
     bound.apply_defaults()
     constants = tuple((name, value) for name, value in bound.arguments.items() if is_constant(value))
-    if constants not in skip.plans:
-        skip.plans[constants] = plan_of(block, residual, dict(constants))
-    skip.plan = skip.plans[constants]
+    plan = skip.plans.get(constants)
+    if plan is None or plan.by_shape:
+        shapes = tuple(x.shape for x in bound.arguments.values() if isinstance(x, Tensor))
+        plan = skip.plans.get((constants, shapes)) or plan_of(block, residual, dict(constants), bound.arguments)
+        skip.plans[(constants, shapes) if plan.by_shape else constants] = plan
+    skip.plan = plan
     return skip.plan, [bound.arguments[name] for name in skip.plan.inputs]
 
 

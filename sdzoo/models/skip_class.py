@@ -48,17 +48,24 @@ def restore(module: nn.Module) -> None:
 
 def original_class(module: nn.Module) -> type[nn.Module]:
     """Return the class a module had before it was adapted."""
-    return _roles(type(module))[0]
+    original: type[nn.Module] = _roles(type(module))[0]
+    return original
 
 
-@functools.cache
+_subclasses: dict[tuple[type, type], type[Adapted]] = {}
+
+
 def _subclass(original: type[nn.Module], role: type[Adapted]) -> type[Adapted]:
+    if (original, role) not in _subclasses:
+        _subclasses[original, role] = _make_subclass(original, role)
+    return _subclasses[original, role]
+
+
+def _make_subclass(original: type[nn.Module], role: type[Adapted]) -> type[Adapted]:
     names = ("__module__", "__qualname__", "__doc__")
     namespace = {name: getattr(original, name) for name in names}
     methods = {
-        name: _method(getattr(original, name), enter)
-        for name, enter in role.enters.items()
-        if hasattr(original, name)
+        name: _method(getattr(original, name), enter) for name, enter in role.enters.items() if hasattr(original, name)
     }
     return type(original.__name__, (role, original), {**namespace, **methods})
 

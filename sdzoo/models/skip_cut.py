@@ -20,11 +20,10 @@ from sdzoo.models.skip_trace import (
     drop_path_nodes,
     follow_to_sum,
     is_constant,
+    reads_shapes,
     remove_dead_code,
     trace,
 )
-
-SHAPE_READS = {"dim", "ndim", "shape", "size"}
 
 
 @dataclass(frozen=True)
@@ -55,37 +54,47 @@ class Plan:
     """A block's training forward: ``forward(block, *inputs)`` asks once for each of its paths.
 
     It holds for calls with the given constants; the inputs are the other arguments.
+
+    Attributes:
+        left: Why some of the block's DropPaths stay as timm's.
+        by_shape: Whether it holds for inputs of certain shapes only.
     """
 
     constants: tuple[tuple[str, Any], ...]
     forward: Callable[..., Any]
     inputs: tuple[str, ...]
     paths: tuple[Path, ...]
+    left: tuple[str, ...]
+    by_shape: bool
 
 
 def plan_of(
-    block: nn.Module, residual: Callable[..., Tensor], constants: Mapping[str, Any] | None = None
+    block: nn.Module,
+    residual: Callable[..., Tensor],
+    constants: Mapping[str, Any] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Trace a block and cut it at its residual sums.
 
     Args:
-        block: A module with DropPaths of its own, its class timm's.
+        block: A module with DropPaths of its own.
         residual: What the new forward calls in place of each sum.
         constants: Arguments of the block's forward that decide what it does (None, True, False); default: those
             whose default value is such a constant.
+        values: The arguments of a call, for a block that decides on their shapes.
 
     Raises:
-        CannotConvertError: torch.fx cannot trace the block, or a DropPath does not lead to a sum.
+        CannotConvertError: torch.fx cannot trace the block.
     """
     constants = _default_constants(block) if constants is None else constants
-    graph = trace(block, constants)
+    graph, by_shape = trace(block, constants, values)
     inputs = tuple(str(node.target) for node in graph.find_nodes(op="placeholder"))
     cuts = _Cuts(graph, block, residual)
-    for drop_path in drop_path_nodes(graph, block):
-        cuts.cut(drop_path)
+    left = tuple(reason for node in drop_path_nodes(graph, block) if (reason := cuts.try_to_cut(node)))
     remove_dead_code(graph)
     signature = tuple((name, *parameter.shape) for name, parameter in block.named_parameters())
-    return Plan(tuple(constants.items()), function_of(graph, signature), inputs, tuple(cuts.paths(signature)))
+    forward, paths = function_of(graph, signature), tuple(cuts.paths(signature))
+    return Plan(tuple(constants.items()), forward, inputs, paths, left, by_shape)
 
 
 def _default_constants(block: nn.Module) -> dict[str, Any]:
@@ -104,6 +113,14 @@ class _Cuts:
             self.block_node = graph.create_node("placeholder", "self", name="block")
         self.branches: list[tuple[str, fx.Graph, fx.Node]] = []
 
+    def try_to_cut(self, drop_path: fx.Node) -> str | None:
+        """Cut one path, or return why it cannot be."""
+        try:
+            self.cut(drop_path)
+        except CannotConvertError as reason:
+            return str(reason)
+        return None
+
     def cut(self, drop_path: fx.Node) -> None:
         """Move the branch of one DropPath out of the graph, and put the call of ``residual`` where its sum was."""
         term, total = follow_to_sum(drop_path, self.block)
@@ -115,9 +132,7 @@ class _Cuts:
         inputs = [node for node in _inputs_of(body) if node is not self.block_node]
         branch = self._branch(body, inputs, drop_path, term)
         with self.graph.inserting_before(total):
-            call = self.graph.call_function(
-                self.residual, (self.block_node, len(self.branches), shortcut, *inputs)
-            )
+            call = self.graph.call_function(self.residual, (self.block_node, len(self.branches), shortcut, *inputs))
         call.meta["owned"] = _owned(node for node in body if node is not drop_path)
         total.replace_all_uses_with(call)
         for node in [total, *reversed([node for node in body if node in inside])]:
@@ -151,9 +166,7 @@ class _Cuts:
                 body.add(node)
         return [node for node in self.graph.nodes if node in body]
 
-    def _branch(
-        self, body: list[fx.Node], inputs: list[fx.Node], drop_path: fx.Node, term: fx.Node
-    ) -> fx.Graph:
+    def _branch(self, body: list[fx.Node], inputs: list[fx.Node], drop_path: fx.Node, term: fx.Node) -> fx.Graph:
         graph = fx.Graph()
         here = {self.block_node: graph.create_node("placeholder", "self", name="block")}
         shortcut, scale = graph.placeholder("shortcut"), graph.placeholder("scale")
@@ -178,13 +191,7 @@ def joined(shortcut: Tensor | None, branch: Tensor) -> Tensor:
 
 
 def _only_reads(node: fx.Node) -> bool:
-    """Whether a node reads a parameter, or computes with shapes."""
-    if node.op == "call_method":
-        return node.target in SHAPE_READS
-    if node.target is getattr:
-        return node.args[1] in SHAPE_READS
-    is_arithmetic = getattr(node.target, "__module__", "") == operator.__name__
-    return node.op == "get_attr" or (is_arithmetic and all(map(_only_reads, node.all_input_nodes)))
+    return node.op == "get_attr" or reads_shapes(node)
 
 
 def _inputs_of(body: list[fx.Node]) -> list[fx.Node]:

@@ -22,8 +22,10 @@ class OwnDropPath(DropPath):
     def forward(self, x: Tensor) -> Tensor:
         """Drop rows in training; keep them, or keep p_l of them, in evaluation."""
         if self.paper and not self.training and self.drop_prob > 0.0:
-            return x * (1.0 - self.drop_prob)
-        return drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
+            p_l: float = 1.0 - self.drop_prob
+            return x * p_l
+        dropped: Tensor = drop_path(x, self.drop_prob, self.training, self.scale_by_keep)
+        return dropped
 
     def _get_name(self) -> str:
         return "DropPath"

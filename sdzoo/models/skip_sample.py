@@ -79,7 +79,7 @@ class _Take(torch.autograd.Function):
         return _taken(x, window)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         whole = grad.new_zeros((ctx.batch, *grad.shape[1:]))
         for target, part in _parts(ctx.window, ctx.batch):
             whole[target] = grad[part]
@@ -96,5 +96,5 @@ class _AddRows(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
         return grad, None, _taken(grad, ctx.window)

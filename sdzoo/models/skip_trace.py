@@ -13,6 +13,7 @@ import torch
 from timm.layers import DropPath
 from timm.models._features_fx import get_notrace_functions
 from torch import fx, nn
+from torch.fx.node import map_arg
 
 from sdzoo.models.skip_class import original_class
 
@@ -20,6 +21,8 @@ ADDS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 # What may stand between a DropPath and its sum: it maps zero to zero, so that a closed path may leave it out too.
 SHAPE_CHANGES = {"contiguous", "flatten", "permute", "reshape", "transpose", "unflatten", "view", "window_unpartition"}
+ARITHMETIC = {function for function in vars(operator).values() if callable(function)}
+SHAPE_READS = {"dim", "ndim", "shape", "size"}
 SCALES = {"Identity", "LayerScale", "LayerScale2d", "Scale"}
 
 
@@ -43,19 +46,25 @@ def is_constant(value: Any) -> bool:
     return value is None or isinstance(value, bool)
 
 
-def trace(block: nn.Module, constants: Mapping[str, Any]) -> fx.Graph:
-    """Return the block's forward, with some of its arguments fixed and without its assertions.
+def trace(block: nn.Module, constants: Mapping[str, Any], values: Mapping[str, Any] | None) -> tuple[fx.Graph, bool]:
+    """Return the block's forward without its assertions, and whether it decides on the shapes of its inputs.
+
+    Args:
+        block: The block, seen in training mode whatever its mode is.
+        constants: Arguments that are fixed.
+        values: The arguments of a call, on whose shapes to decide; None: any decision will do.
 
     Raises:
         CannotConvertError: torch.fx cannot trace it.
     """
+    tracer = _Tracer(constants, values)
     try:
         with _as_trained(block):
-            graph = _Tracer(constants).trace(block)
+            graph = tracer.trace(block)
     except Exception as error:  # whatever the traced code raises on being given proxies
         raise CannotConvertError(f"torch.fx cannot trace it ({str(error).splitlines()[0]})") from error
     _tidy(graph)
-    return graph
+    return graph, tracer.decided
 
 
 @contextmanager
@@ -75,9 +84,18 @@ class _Tracer(fx.Tracer):
     trace_asserts = True
     proxy_buffer_attributes = True
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
+    def __init__(self, constants: Mapping[str, Any], values: Mapping[str, Any] | None) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self.constants = constants
+        self.values = values
+        self.decided = False
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Decide on a comparison of shapes."""
+        if not reads_shapes(obj.node):
+            return super().to_bool(obj)
+        self.decided = True
+        return self.values is None or bool(_value(obj.node, self.values))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not (isinstance(m, nn.Sequential) and drop_paths_of(m))
@@ -92,6 +110,25 @@ class _Tracer(fx.Tracer):
             for name in names
         ]
         return root_fn, [self.root, *arguments]
+
+
+def reads_shapes(node: fx.Node) -> bool:
+    """Whether a node computes with nothing but shapes."""
+    if node.op == "call_method":
+        return node.target in SHAPE_READS
+    if node.target is getattr:
+        return node.args[1] in SHAPE_READS
+    is_arithmetic = node.op == "call_function" and node.target in ARITHMETIC
+    return is_arithmetic and all(map(reads_shapes, node.all_input_nodes))
+
+
+def _value(node: fx.Node, values: Mapping[str, Any]) -> Any:
+    if node.op == "placeholder":
+        return values[str(node.target)]
+    args: Any = map_arg(node.args, lambda operand: _value(operand, values))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:])
+    return node.target(*args)  # type: ignore[operator]
 
 
 def _tidy(graph: fx.Graph) -> None:
@@ -132,9 +169,10 @@ def follow_to_sum(drop_path: fx.Node, block: nn.Module) -> tuple[fx.Node, fx.Nod
     """
     node = drop_path
     while True:
-        if len(node.users) != 1:
-            raise CannotConvertError(f"the result of {drop_path.target} is used {len(node.users)} times, must be once")
-        (user,) = node.users
+        users = [user for user in node.users if not reads_shapes(user)]
+        if len(users) != 1:
+            raise CannotConvertError(f"the result of {drop_path.target} is used {len(users)} times, must be once")
+        (user,) = users
         if user.target in ADDS and len(user.all_input_nodes) == 2 and not user.kwargs:
             return node, user
         if not _keeps_zero(user, block):
@@ -145,4 +183,8 @@ def follow_to_sum(drop_path: fx.Node, block: nn.Module) -> tuple[fx.Node, fx.Nod
 def _keeps_zero(node: fx.Node, block: nn.Module) -> bool:
     if node.op == "call_module":
         return type(block.get_submodule(str(node.target))).__name__ in SCALES
-    return node.target in PRODUCTS or getattr(node.target, "__name__", node.target) in SHAPE_CHANGES
+    return (
+        node.target in PRODUCTS
+        or node.target is operator.getitem
+        or getattr(node.target, "__name__", node.target) in SHAPE_CHANGES
+    )

@@ -1,21 +1,27 @@
 """Data sets: the paper's splits, its crop and flip, and randomness that depends on (seed, epoch) only."""
 
+import hashlib
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader, dataset_factory
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import DATASETS
-from sdzoo.training.data import PADDING, PROTOCOLS, SplitDataset, open_split
+from sdzoo.training.data import PADDING, PROTOCOLS, SPLITS, SplitDataset, open_split
 
 
 def test_every_protocol_is_registered_with_timm() -> None:
-    assert {"sd_cifar10", "sd_cifar10_few", "sd_fashion_mnist"} <= set(PROTOCOLS)
+    sources = {protocol.source for protocol in PROTOCOLS.values()}
+    assert sources == set(DATASETS) == {"cifar10", "cifar100", "fashion_mnist", "svhn"}
+    assert {"sd_cifar10_few", "sd_cifar10_plain", "sd_cifar100_plain"} <= set(PROTOCOLS)
     for name in PROTOCOLS:
         assert name in dataset_factory._TORCH_BASIC_DS
         assert f"{name}_test" in dataset_factory._TORCH_BASIC_DS
@@ -44,6 +50,42 @@ def test_grey_images_get_three_equal_channels(fashion_mnist_root: Path) -> None:
     assert pixels.shape == (28, 28, 3)
     assert (pixels == pixels[..., :1]).all()
     assert 0 <= label < 10
+
+
+@pytest.mark.parametrize(("name", "crops"), [("sd_cifar10", True), ("sd_cifar10_plain", False)])
+def test_plain_protocols_leave_the_images_alone(tmp_path: Path, name: str, crops: bool) -> None:
+    write_cifar(tmp_path, per_batch=1_010)
+    train = open_split(name, "train", tmp_path)
+    changed = [not np.array_equal(np.array(train[index][0]), train.images[index]) for index in range(50)]
+    assert sum(changed) > 40 if crops else not any(changed)
+
+
+def test_cifar100_has_its_fine_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar100(tmp_path, 5_200, monkeypatch)
+    train, validation, test = (open_split("sd_cifar100", split, tmp_path) for split in SPLITS)
+    assert (len(train), len(validation), len(test)) == (200, 5_000, 40)
+    assert np.array_equal(np.concatenate([train.images, validation.images]), cifar_images(5_200))
+    assert train.labels.tolist() == [i % 100 for i in range(200)]
+    assert train.padding_color == (129, 124, 112)
+    assert open_split("sd_cifar100_plain", "train", tmp_path).padding_color is None
+    assert len(set(DATASETS["cifar100"].labels)) == 100
+
+
+def test_svhn_joins_train_and_extra_and_holds_out_600_a_class(tmp_path: Path) -> None:
+    """The paper's numbers follow: 73,257 + 531,131 - 10 x (400 + 200) = 598,388 images to train on."""
+    files = write_svhn(tmp_path, n_train=4_130, n_extra=2_070)
+    train, validation, test = (open_split("sd_svhn", split, tmp_path) for split in SPLITS)
+    assert (len(train), len(validation), len(test)) == (200, 6_000, 50)
+    images, labels = files["train_32x32.mat"]
+    # Labels go round, so the last 400 of every class are the last 4,000 images.
+    assert np.array_equal(train.images[:130], images[:130])
+    assert np.array_equal(validation.images[:4_000], images[130:])
+    assert train.labels[:130].tolist() == (labels[:130] % 10).tolist()
+    assert np.bincount(validation.labels).tolist() == [600] * 10
+    images, labels = files["extra_32x32.mat"]
+    assert np.array_equal(train.images[130:], images[:70])
+    assert np.array_equal(validation.images[4_000:], images[70:])
+    assert np.array_equal(np.array(train[131][0]), images[1])  # no augmentation
 
 
 @pytest.mark.parametrize("version", ["binary", "python"])
@@ -146,6 +188,19 @@ def test_absent_files_say_what_to_put_where(tmp_path: Path) -> None:
         open_split("sd_fashion_mnist", "train", tmp_path)
     with pytest.raises(InputError, match=r"no CIFAR-10 training images.*cifar-10-batches-bin.*sdzoo data cifar10"):
         open_split("sd_cifar10", "train", tmp_path)
+    with pytest.raises(InputError, match=r"no CIFAR-100 training images.*cifar-100-python.*sdzoo data cifar100"):
+        open_split("sd_cifar100", "train", tmp_path)
+    with pytest.raises(InputError, match=r"no train_32x32\.mat in .*SVHN: .*sdzoo data svhn"):
+        open_split("sd_svhn", "train", tmp_path)
+
+
+@pytest.mark.parametrize("spoil", [lambda content: content[:-500], lambda content: b"no MATLAB file", lambda _: b""])
+def test_a_damaged_mat_file_is_named(tmp_path: Path, spoil: Callable[[bytes], bytes]) -> None:
+    write_svhn(tmp_path, n_train=20, n_extra=20)
+    file = tmp_path / "SVHN" / "test_32x32.mat"
+    file.write_bytes(spoil(file.read_bytes()))
+    with pytest.raises(InputError, match=r"test_32x32\.mat is damaged"):
+        open_split("sd_svhn", "test", tmp_path)
 
 
 def test_a_missing_test_batch_stops_the_test_split_alone(tmp_path: Path) -> None:
@@ -194,10 +249,6 @@ def write_cifar(root: Path, per_batch: int, n_test: int = 300) -> None:
 
 def write_python_cifar(root: Path, per_batch: int, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Write the python version, and make the MD5 of what was written the official one."""
-    import hashlib
-
-    from torchvision.datasets import CIFAR10
-
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
     images, md5s = planes(cifar_images(5 * per_batch)), []
@@ -209,6 +260,31 @@ def write_python_cifar(root: Path, per_batch: int, monkeypatch: pytest.MonkeyPat
         md5s.append([f"data_batch_{number + 1}", hashlib.md5(content).hexdigest()])
     monkeypatch.setattr(CIFAR10, "train_list", md5s)
     return folder
+
+
+def write_cifar100(root: Path, n_train: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write the python version of CIFAR-100, and make the MD5 of what was written the official one."""
+    folder = root / "cifar-100-python"
+    folder.mkdir()
+    for name, table, n in (("train", "train_list", n_train), ("test", "test_list", 40)):
+        numbers = range(n)
+        labels = {"fine_labels": [i % 100 for i in numbers], "coarse_labels": [i % 20 for i in numbers]}
+        content = pickle.dumps({"data": planes(cifar_images(n)), **labels})
+        (folder / name).write_bytes(content)
+        monkeypatch.setattr(CIFAR100, table, [[name, hashlib.md5(content).hexdigest()]])
+
+
+def write_svhn(root: Path, n_train: int, n_extra: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Write SVHN's cropped digits as MATLAB does: X [32, 32, 3, N], y [N, 1] with 10 for the digit 0, compressed."""
+    folder = root / "SVHN"
+    folder.mkdir()
+    files = {}
+    for name, n in (("train_32x32.mat", n_train), ("extra_32x32.mat", n_extra), ("test_32x32.mat", 50)):
+        images, labels = cifar_images(n), (np.arange(n) % 10 + 1).astype(np.uint8)
+        content = {"X": images.transpose(1, 2, 3, 0), "y": labels[:, None]}
+        scipy.io.savemat(folder / name, content, do_compression=True)
+        files[name] = images, labels
+    return files
 
 
 def planes(images: np.ndarray) -> np.ndarray:

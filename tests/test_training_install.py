@@ -7,6 +7,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from commandline import sdzoo
+from torchvision.datasets import CIFAR100, SVHN
 
 from sdzoo.errors import InputError
 from sdzoo.training import install as module
@@ -111,8 +113,34 @@ def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
         install("cifar10", archive, tmp_path / "data")
 
 
+def test_tables_are_torchvisions() -> None:
+    """Which of the official files there are, and their MD5s, from torchvision's own tables."""
+    (cifar100,), (svhn,) = LAYOUTS["cifar100"], LAYOUTS["svhn"]
+    assert cifar100.files == dict(CIFAR100.train_list + CIFAR100.test_list)
+    assert set(cifar100.files) == {"train", "test"}
+    assert svhn.files == {name: md5 for _, name, md5 in SVHN.split_list.values()}
+    assert set(svhn.files) == {"train_32x32.mat", "extra_32x32.mat", "test_32x32.mat"}
+
+
+@pytest.mark.parametrize("name", ["cifar100", "svhn"])
+def test_the_command_checks_and_places(
+    name: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Files with wrong bytes are refused with the official MD5; with the right ones the folder is what is read."""
+    (official,) = LAYOUTS[name]
+    for file in official.files:
+        (source / file).write_bytes(file.encode())
+    sdzoo("data", name, "--from", source, "--to", tmp_path / "data", expect=1)
+    assert f"the official one is {official.files[min(official.files)]}" in capfd.readouterr().err
+    md5s = {file: hashlib.md5(file.encode()).hexdigest() for file in official.files}
+    monkeypatch.setitem(LAYOUTS, name, (Layout(official.folder, md5s, official.optional),))
+    sdzoo("data", name, "--from", source, "--to", tmp_path / "data")
+    assert f"train with --data-dir {tmp_path / 'data'}" in capfd.readouterr().out
+    assert set(installed_files(tmp_path / "data" / official.folder)) == set(official.files)
+
+
 def test_unknown_names(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="'mnist', must be one of fashion-mnist, cifar10"):
+    with pytest.raises(InputError, match="'mnist', must be one of fashion-mnist, cifar10, cifar100, svhn"):
         install("mnist", tmp_path, tmp_path)
     with pytest.raises(InputError, match="no such folder or archive"):
         install("cifar10", tmp_path / "absent", tmp_path)

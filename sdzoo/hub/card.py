@@ -14,7 +14,12 @@ from sdzoo.models.datasets import DATASETS
 PAPER = "https://arxiv.org/abs/1603.09382"
 LICENSE = "apache-2.0"
 # data sets of the zoo as the Hub names them
-HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalando-datasets/fashion_mnist"}
+HUB_DATASETS = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "svhn": "ufldl-stanford/svhn",
+}
 # arguments of timm's script that say how weights were trained, in this order
 TOLD = (
     "dataset", "epochs", "batch_size", "opt", "lr", "momentum", "weight_decay",

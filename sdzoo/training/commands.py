@@ -77,7 +77,7 @@ def evaluate(
 
 
 def data(
-    dataset: Annotated[str, typer.Argument(help="fashion-mnist or cifar10.")],
+    dataset: Annotated[str, typer.Argument(help="fashion-mnist, cifar10, cifar100 or svhn.")],
     source: Annotated[Path | None, typer.Option("--from", help="Folder or archive with the official files.")] = None,
     to: Annotated[Path, typer.Option(help="Data folder, what training takes as --data-dir.")] = Path("data"),
 ) -> None:

@@ -48,8 +48,12 @@ class Protocol:
 
 PROTOCOLS = {
     "sd_cifar10": Protocol("cifar10"),
+    "sd_cifar10_plain": Protocol("cifar10", augment=False),
     "sd_cifar10_few": Protocol("cifar10", train=4_000, augment=False),
+    "sd_cifar100": Protocol("cifar100"),
+    "sd_cifar100_plain": Protocol("cifar100", augment=False),
     "sd_fashion_mnist": Protocol("fashion_mnist"),
+    "sd_svhn": Protocol("svhn", validation=6_000, augment=False),
 }
 
 

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, CIFAR100
 
 from sdzoo.errors import InputError
-from sdzoo.training.sources import CIFAR10_BINARY, READERS
+from sdzoo.training.sources import CIFAR10_BINARY, READERS, SVHN_FILES, SVHN_FOLDER
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         ),
         Layout(CIFAR10.base_folder, dict(CIFAR10.train_list + CIFAR10.test_list), {"test_batch": NO_TEST}),
     ),
+    "cifar100": (Layout(CIFAR100.base_folder, dict(CIFAR100.train_list + CIFAR100.test_list), {"test": NO_TEST}),),
+    "svhn": (Layout(SVHN_FOLDER, {name: md5 for name, (_, md5) in SVHN_FILES.items()}, {"test_32x32.mat": NO_TEST}),),
 }
 
 
@@ -161,6 +163,14 @@ def _copy_checked(file: Path, target: Path, md5: str) -> None:
             shutil.copyfileobj(content, copy)
     except (gzip.BadGzipFile, EOFError) as error:
         raise InputError(f"{file}: damaged ({error})") from error
-    found = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest()
+    found = _md5(target)
     if found != md5:
         raise InputError(f"{file}: wrong or short, its MD5 is {found}, the official one is {md5}")
+
+
+def _md5(file: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with file.open("rb") as content:
+        while chunk := content.read(2**20):  # SVHN's extra images are 1.3 GB
+            digest.update(chunk)
+    return digest.hexdigest()

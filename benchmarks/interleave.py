@@ -1,0 +1,52 @@
+"""Time several ways of doing one thing side by side: one step of each in turn, so that drift hits all alike."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+
+def interleaved(arms: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+    """Return the seconds of every step of every arm.
+
+    Args:
+        arms: Name to a function that takes one step.
+        rounds: Steps of each arm that count, at least 1.
+        warmup: Steps of each arm before, that do not.
+    """
+    for _ in range(warmup):
+        for step in arms.values():
+            step()
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(rounds):
+        for name, step in arms.items():
+            seconds[name].append(_time(step))
+    return seconds
+
+
+def _time(step: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def hardware() -> str:
+    """Name the device that runs: a GPU, or the processor with its vector instructions and threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    )
+    name = names[0].strip() if names else platform.processor()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} of {os.cpu_count()} cores"

@@ -1,0 +1,80 @@
+"""The same networks, weights and schedule under the other ways of closing a block that people use."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.layers import drop_path
+from torch import Tensor
+from torchvision.ops import stochastic_depth
+
+from sdzoo import SdResNet
+from sdzoo.models.blocks import ResidualBlock
+
+# How a block's branch counts in one training step: (branch, open?, survival probability) -> what is added.
+Rule = Callable[[Tensor, bool, float], Tensor]
+
+MASKING: dict[str, Rule] = {
+    "timm DropPath": lambda f, is_open, p_l: drop_path(f, 1 - p_l, training=True),
+    "per-batch masking": lambda f, is_open, p_l: f * float(is_open),
+    "torchvision batch": lambda f, is_open, p_l: stochastic_depth(f, 1 - p_l, mode="batch", training=True),
+}
+
+
+class Masking(SdResNet):
+    """Computes every branch, then multiplies it: what timm's DropPath and torchvision's stochastic_depth do."""
+
+    rule: Rule
+
+    def _train_stages(self, x: Tensor) -> list[Tensor]:
+        gates = iter(zip(self.gates.draw(), self.survival, strict=True))
+        outputs = []
+        for stage in self._stages():
+            for block in stage:
+                x = _masked(block, x, self.rule, *next(gates))
+            outputs.append(x)
+        return outputs
+
+
+def _masked(block: ResidualBlock, x: Tensor, rule: Rule, is_open: bool, p_l: float) -> Tensor:
+    return F.relu(rule(block.residual(x), is_open, p_l) + block.shortcut(x), inplace=True)
+
+
+class Untied(SdResNet):
+    """Skips closed blocks and leaves their gradients None, which DDP takes with ``find_unused_parameters`` only."""
+
+    def _train_stages(self, x: Tensor) -> list[Tensor]:
+        gates = iter(self.gates.draw())
+        outputs = []
+        for stage in self._stages():
+            for block in stage:
+                x = block(x) if next(gates) else block.shortcut(x)
+            outputs.append(x)
+        return outputs
+
+
+def peer(name: str, depth: int, drop_path_rate: float) -> SdResNet:
+    """Return a network by the name of its arm: ``constant``, ours with either sampling, or a peer."""
+    if name == "constant":
+        return SdResNet(depth, drop_path_rate=0.0)
+    if name in ("bernoulli", "systematic"):
+        return SdResNet(depth, drop_path_rate=drop_path_rate, sampling=name)
+    if name == "skip, gradients None":
+        return Untied(depth, drop_path_rate=drop_path_rate)
+    network = Masking(depth, drop_path_rate=drop_path_rate)
+    network.rule = MASKING[name]
+    return network
+
+
+ARMS = ("constant", "bernoulli", "systematic", *MASKING, "skip, gradients None")
+
+
+def needs_unused(name: str) -> bool:
+    """Return whether DistributedDataParallel must search for parameters without gradient."""
+    return name == "skip, gradients None"
+
+
+def torch_seeded(name: str, depth: int, drop_path_rate: float) -> SdResNet:
+    """Return the same network for the same arm on every rank."""
+    torch.manual_seed(0)
+    return peer(name, depth, drop_path_rate)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from sdzoo.errors import InputError
 
@@ -44,7 +44,7 @@ def train(
 def _print_recipes() -> None:
     from sdzoo.training.launch import recipes
 
-    table = Table("recipe", "goal", "expected")
+    table = Table(Column("recipe", no_wrap=True), "goal", "expected")
     for recipe in recipes():
         header = recipe.header()
         table.add_row(recipe.name, header["Goal"], header["Expected"])

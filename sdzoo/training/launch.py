@@ -1,5 +1,6 @@
 """Run timm's own, unmodified train script with a recipe of ours."""
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -98,14 +99,21 @@ def _download(script: Path) -> None:
         ) from error
 
 
-def script_arguments(script: Path) -> set[str]:
-    """Return the names that a recipe may set: those of the arguments in the script's parser."""
+def script_parser(script: Path, recipe: Recipe | None = None) -> argparse.ArgumentParser:
+    """Return the script's own parser, with a recipe's values as its defaults: what the script makes of them."""
     spec = importlib.util.spec_from_file_location("timm_train", script)
     if spec is None or spec.loader is None:
         raise InputError(f"{script}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return {action.dest for action in module.parser._actions}
+    parser: argparse.ArgumentParser = module.parser
+    parser.set_defaults(**(recipe.values() if recipe else {}))
+    return parser
+
+
+def script_arguments(script: Path) -> set[str]:
+    """Return the names that a recipe may set: those of the arguments in the script's parser."""
+    return {action.dest for action in script_parser(script)._actions}
 
 
 def check_recipe(recipe: Recipe, allowed: set[str]) -> None:
@@ -139,7 +147,7 @@ def command(recipe: Recipe, arguments: Sequence[str], script: Path, processes: i
         sys.executable,
         *(launcher if processes > 1 else []),
         str(script),
-        *("--device-modules", "sdzoo"),
+        *("--device-modules", "sdzoo", "sdzoo.models.skip_names"),
         *("--config", str(recipe.path)),
         *_defaults(recipe, arguments),
         *arguments,

@@ -29,8 +29,9 @@ from sdzoo.models.skip_check import compare, stir
 from sdzoo.models.skip_trace import CannotConvertError
 
 RATE = 0.4
+UNKNOWN = 10**12
 BATCH = 2
-SMALL = 128
+SMALL = 112
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _parameters(name: str) -> int | None:
     except TypeError:
         return None
     except Exception:  # not every model can be built on the meta device
-        model = timm.create_model(name, drop_path_rate=RATE)
+        return UNKNOWN
     if not any(isinstance(module, DropPath) for module in model.modules()):
         return None
     return sum(int(parameter.numel()) for parameter in model.parameters())
@@ -77,8 +78,10 @@ def _parameters(name: str) -> int | None:
 
 def check(family: str, name: str) -> Row:
     """Convert one model and compare it with timm's."""
-    torch.manual_seed(0)
-    model = timm.create_model(name, drop_path_rate=RATE).train()
+    try:
+        model, images = _build(name)
+    except Exception as error:  # a family that timm itself cannot run here must not end the walk
+        return Row(family, name, left=f"timm's own network does not run ({str(error).splitlines()[0]})")
     stir(model)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -95,7 +98,7 @@ def check(family: str, name: str) -> Row:
     for module in model.modules():
         if isinstance(module, DropPath):  # those left as timm's, which would draw
             module.drop_prob = 0.0
-    result = compare(model, _input(model))
+    result = compare(model, images)
     gradients = f"missing: {' '.join(result.missing[:3])}" if result.missing else _digits(result.gradients)
     return Row(family, name, result.paths, _digits(result.outputs), gradients, left)
 
@@ -104,18 +107,21 @@ def _digits(difference: float) -> str:
     return "exact" if difference == 0 else f"{difference:.0e}"
 
 
-def _input(model: nn.Module) -> torch.Tensor:
-    """Return random images of the smallest size that the model takes."""
-    cfg: Any = model.pretrained_cfg
-    channels, *size = cfg["input_size"]
-    if not cfg.get("fixed_input_size"):
-        small = torch.randn(BATCH, channels, *(min(side, SMALL) for side in size))
+def _build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """Return a model and random images of the smallest size, out of three, that it takes."""
+    sizes: list[tuple[dict[str, Any], int | None]] = [({"img_size": SMALL}, SMALL), ({}, SMALL), ({}, None)]
+    for options, side in sizes:
+        torch.manual_seed(0)
         try:
-            model(small)
-            return small
-        except Exception:  # the size does not fit its windows
-            model.zero_grad()
-    return torch.randn(BATCH, channels, *size)
+            model = timm.create_model(name, drop_path_rate=RATE, **options).train()
+            channels, *size = model.pretrained_cfg["input_size"]
+            images = torch.randn(BATCH, channels, *([side, side] if side else size))
+            with torch.no_grad():
+                model(images)
+            return model, images
+        except Exception as error:  # whatever a model raises at a size that does not fit its windows
+            reason = error
+    raise reason
 
 
 def rows(chosen: Iterable[str]) -> Iterator[Row]:

@@ -179,7 +179,7 @@ def test_paper_rule(family: str, schedule: str | None) -> None:
     assert comparison.outputs == 0 and comparison.paths > 0
     survival = converted._draws.gates.survival
     reference = timm_with_gates(converted, [True] * len(survival))
-    factors = [factor for m in reference.modules() if hasattr(m, "factors") for factor in m.factors]
+    factors = [factor for m in reference.modules() if hasattr(m, "factors") for factor in m.factors.values()]
     assert len(factors) == len(survival)
     for factor, p_l in zip(factors, survival, strict=True):
         factor.fill_(p_l)

@@ -80,9 +80,10 @@ def timm_with_gates(network: SkippingNetwork, pattern: Pattern) -> nn.Module:
     timm = unskip(copy.deepcopy(network))
     for name, skip in _skips(network):
         block = timm.get_submodule(name)
-        names = [path.drop_path for path in next(iter(skip.plans.values())).paths]
-        for drop_path in dict.fromkeys(names):
-            own = [factor for other, factor in zip(names, factors[name], strict=True) if other == drop_path]
+        paths = next(iter(skip.plans.values())).paths
+        for drop_path in dict.fromkeys(path.drop_path for path in paths):
+            pairs = zip(paths, factors[name], strict=True)
+            own = {path.call: factor for path, factor in pairs if path.drop_path == drop_path}
             parent, _, attribute = drop_path.rpartition(".")
             setattr(block.get_submodule(parent), attribute, _Times(own))
     return timm
@@ -98,17 +99,17 @@ class _FixedGates(Gates):
 
 
 class _Times(nn.Module):
-    """Multiplies by one number after the other, as often as a block calls it."""
+    """Multiplies by one number after the other in one forward; by none in a call that is not a converted path's."""
 
-    def __init__(self, factors: list[Tensor]) -> None:
+    def __init__(self, factors: dict[int, Tensor]) -> None:
         super().__init__()
         self.factors = factors
         self.calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        factor = self.factors[self.calls % len(self.factors)]
+        factor = self.factors.get(self.calls)
         self.calls += 1
-        return x * factor
+        return x if factor is None else x * factor
 
 
 def _skips(network: nn.Module) -> Iterator[tuple[str, Skip]]:
@@ -122,20 +123,20 @@ def _factors(skip: Skip, pattern: Pattern) -> Iterator[Tensor]:
 
 
 def _compare(network: SkippingNetwork, pattern: Pattern, inputs: Any) -> tuple[float, float, list[str]]:
-    ours, timms = with_gates(network, pattern), timm_with_gates(network, pattern)
-    outputs = [_run(model, inputs) for model in (ours, timms)]
-    pairs = list(zip(ours.named_parameters(), timms.parameters(), strict=True))
-    missing = [name for (name, our), their in pairs if (our.grad is None) != (their.grad is None)]
-    gradients = [(our.grad, their.grad) for (_, our), their in pairs if our.grad is not None and their.grad is not None]
-    return _farthest(zip(*outputs, strict=True)), _farthest(gradients), missing
+    our_outputs, ours = _run(with_gates(network, pattern), inputs)
+    outputs, timms = _run(timm_with_gates(network, pattern), inputs)
+    missing = [name for name in ours if (ours[name] is None) != (timms[name] is None)]
+    pairs = zip(ours.values(), timms.values(), strict=True)
+    gradients = [(our, their) for our, their in pairs if our is not None and their is not None]
+    return _farthest(zip(our_outputs, outputs, strict=True)), _farthest(gradients), missing
 
 
-def _run(model: nn.Module, inputs: Any) -> list[Tensor]:
-    model.zero_grad()
+def _run(model: nn.Module, inputs: Any) -> tuple[list[Tensor], dict[str, Tensor | None]]:
+    """Return the outputs and the gradients of one step."""
     outputs: list[Tensor] = []
     map_aggregate(model(*inputs), lambda x: outputs.append(x) if isinstance(x, Tensor) else None)
     sum(output.square().mean() for output in outputs).backward()  # type: ignore[union-attr]
-    return outputs
+    return [output.detach() for output in outputs], {name: p.grad for name, p in model.named_parameters()}
 
 
 def _farthest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:

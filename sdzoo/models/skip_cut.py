@@ -6,6 +6,7 @@ forward one call decides for the path, ``residual(block, index, shortcut, *input
 
 import inspect
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ class Path:
 
     Attributes:
         drop_path: Name of its DropPath in the block.
+        call: Which call of that DropPath it is, counted from 0; a shared one has several.
         branch: ``branch(block, shortcut, scale, *inputs)`` returns shortcut + scale * f(inputs).
         inputs: Names of the inputs of f.
         owned: Names of the modules and parameters that f uses.
@@ -39,6 +41,7 @@ class Path:
     """
 
     drop_path: str
+    call: int
     branch: Callable[..., Tensor]
     inputs: tuple[str, ...]
     owned: tuple[str, ...]
@@ -111,7 +114,8 @@ class _Cuts:
         self.residual = residual
         with graph.inserting_before(next(iter(graph.nodes))):
             self.block_node = graph.create_node("placeholder", "self", name="block")
-        self.branches: list[tuple[str, fx.Graph, fx.Node]] = []
+        self.calls: Counter[str] = Counter()
+        self.branches: list[tuple[str, int, fx.Graph, fx.Node]] = []
 
     def try_to_cut(self, drop_path: fx.Node) -> str | None:
         """Cut one path, or return why it cannot be."""
@@ -119,6 +123,8 @@ class _Cuts:
             self.cut(drop_path)
         except CannotConvertError as reason:
             return str(reason)
+        finally:
+            self.calls[str(drop_path.target)] += 1
         return None
 
     def cut(self, drop_path: fx.Node) -> None:
@@ -137,14 +143,16 @@ class _Cuts:
         total.replace_all_uses_with(call)
         for node in [total, *reversed([node for node in body if node in inside])]:
             self.graph.erase_node(node)
-        self.branches.append((str(drop_path.target), branch, call))
+        name = str(drop_path.target)
+        self.branches.append((name, self.calls[name], branch, call))
 
     def paths(self, signature: tuple[Any, ...]) -> Iterable[Path]:
         """Return the finished paths."""
-        for drop_path, branch, call in self.branches:
+        for drop_path, count, branch, call in self.branches:
             _, _, _, *inputs = branch.find_nodes(op="placeholder")
             yield Path(
                 drop_path,
+                count,
                 function_of(branch, signature),
                 tuple(str(node.target) for node in inputs),
                 call.meta["owned"],

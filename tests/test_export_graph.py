@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -252,14 +251,3 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         write_onnx(network(), tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [tmp_path / "model.onnx"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("depth", "seconds"), [(110, 0.1), (1202, 2.0)])
-def test_writing_is_fast(depth: int, seconds: float, tmp_path: Path) -> None:
-    model, times = network(f"sd_resnet{depth}"), []
-    for _ in range(5):
-        start = time.perf_counter()
-        write_onnx(model, tmp_path / "model.onnx")
-        times.append(time.perf_counter() - start)
-    assert min(times) < seconds

@@ -31,6 +31,14 @@ def cifar10_root() -> Path:
     return Path(root)
 
 
+@pytest.fixture(scope="session")
+def fashion_mnist_files() -> Path:
+    root = os.environ.get("SDZOO_FASHION_MNIST")
+    if not root:
+        pytest.skip("set SDZOO_FASHION_MNIST to a folder with the whole Fashion-MNIST, as `sdzoo data` writes it")
+    return Path(root)
+
+
 def write_idx(file: Path, array: np.ndarray) -> None:
     """Write unsigned bytes in the idx format: magic number 0x0800 + dimensions, sizes big-endian, then the bytes."""
     header = np.array([0x0800 + array.ndim, *array.shape], dtype=">u4").tobytes()

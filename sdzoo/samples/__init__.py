@@ -1,8 +1,8 @@
 """Labelled images as files: a folder for each class, with images inside.
 
-The 200 that ship with the package are every 50th Fashion-MNIST test image of each class, named by their index in the
-test set. ``python -m sdzoo.samples.make DATA_DIR`` writes them from the official files; ``fashion_mnist/LICENSE``
-(MIT) is theirs.
+Two sets of 200, 20 a class, ship with the package, named by their index in the official files: Fashion-MNIST test
+images to measure on (every 50th of each class), and training images to calibrate with (evenly spaced among the 55,000
+that are trained on). ``python -m sdzoo.samples.make DATA_DIR`` writes both; ``fashion_mnist/LICENSE`` (MIT) is theirs.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 from sdzoo.errors import InputError
 
 FASHION_MNIST = Path(__file__).parent / "fashion_mnist"
+CALIBRATION = Path(__file__).parent / "fashion_mnist_train"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
 

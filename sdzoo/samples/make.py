@@ -7,21 +7,24 @@ import numpy as np
 from PIL import Image
 
 from sdzoo.models.datasets import DATASETS
-from sdzoo.samples import FASHION_MNIST, folder_name
+from sdzoo.samples import CALIBRATION, FASHION_MNIST, folder_name
 from sdzoo.training.data import open_split
 
-EVERY = 50  # of 1,000 test images a class: 20
+A_CLASS = 20
+SPLITS = {"test": FASHION_MNIST, "train": CALIBRATION}
 
 
-def make(data_dir: Path, target: Path = FASHION_MNIST) -> None:
-    """Write every 50th test image of each class to ``target/<class>/<index>.png``."""
-    test = open_split("sd_fashion_mnist", "test", data_dir)
+def make(data_dir: Path, split: str, target: Path) -> None:
+    """Write images of each class, evenly spaced among those of the split, to ``target/<class>/<index>.png``."""
+    images = open_split("sd_fashion_mnist", split, data_dir)
     for label, name in enumerate(DATASETS["fashion_mnist"].labels):
         folder = target / folder_name(name)
         folder.mkdir(parents=True, exist_ok=True)
-        for index in np.flatnonzero(test.labels == label)[::EVERY]:
-            Image.fromarray(test.images[index, :, :, 0]).save(folder / f"{index:05}.png", optimize=True)
+        indices = np.flatnonzero(images.labels == label)
+        for index in indices[:: len(indices) // A_CLASS][:A_CLASS]:
+            Image.fromarray(images.images[index, :, :, 0]).save(folder / f"{index:05}.png", optimize=True)
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    for split, target in SPLITS.items():
+        make(Path(sys.argv[1]), split, target)

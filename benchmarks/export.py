@@ -16,13 +16,13 @@ import onnx
 import timm
 import torch
 import typer
-from interleave import hardware
 from onnxruntime import InferenceSession
 from rich.console import Console
 from rich.table import Table
 
 from sdzoo import SdResNet
 from sdzoo.export import write_onnx
+from sdzoo.hardware import hardware
 
 Writer = Callable[[SdResNet, Path], None]
 

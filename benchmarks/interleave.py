@@ -1,10 +1,7 @@
 """Time several ways of doing one thing side by side: one step of each in turn, so that drift hits all alike."""
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 
@@ -38,15 +35,3 @@ def _time(step: Callable[[], object]) -> float:
     began = time.perf_counter()
     step()
     return time.perf_counter() - began
-
-
-def hardware() -> str:
-    """Name the device that runs: a GPU, or the processor with its vector instructions and threads."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":")[1] for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    )
-    name = names[0].strip() if names else platform.processor()
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} of {os.cpu_count()} cores"

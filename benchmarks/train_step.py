@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from interleave import hardware, interleaved
+from interleave import interleaved
 from peers import ARMS, needs_unused, torch_seeded
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from sdzoo import SdResNet
+from sdzoo.hardware import hardware
 from sdzoo.models.blocks import ResidualBlock
 
 Step = Callable[[], None]

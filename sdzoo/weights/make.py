@@ -6,8 +6,6 @@ results beside it.
 
 import hashlib
 import json
-import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +18,7 @@ from safetensors.torch import save
 from sdzoo import __version__
 from sdzoo.checkpoints import load_model, read_checkpoint
 from sdzoo.files import replacing
+from sdzoo.hardware import hardware
 from sdzoo.models.digest import digest, with_digest
 from sdzoo.training.data import PROTOCOLS
 from sdzoo.training.evaluation import evaluate, split
@@ -53,8 +52,7 @@ def make(
         "best_epoch": best.number,
         "survival": {"p_L": network.survival[-1], "expected_open_blocks": sum(network.survival)},
         "training_hours": round(sum(Run(run).seconds().values()) / 3600, 2),
-        "processor": _processor(),
-        "threads": 1,
+        "hardware": hardware(),
         "versions": {"sdzoo": __version__, "torch": torch.__version__, "timm": timm.__version__},
         "commit": _commit(),
         "validation_top1": round(best.top1, 2),
@@ -77,13 +75,6 @@ def _changed(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments in which the run differs from its recipe, without those that only say where and how."""
     values = find_recipe(recipe).values()
     return {key: arguments[key] for key in values if arguments[key] != values[key]}
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{names[0] if names else platform.processor()} ({level}), {os.cpu_count()} cores"
 
 
 def _commit() -> str:

@@ -135,6 +135,7 @@ class Classifier:
     Attributes:
         metadata: Model, labels, mean, std and more.
         size: H and W of the graph.
+        batch: The number of images the graph takes at a time, None for any.
         provider: The execution provider of onnxruntime that runs it.
 
     Raises:
@@ -145,7 +146,8 @@ class Classifier:
         self.session = session(path, device)
         self.metadata = _metadata(path, self.session)
         images = self.session.get_inputs()[0]
-        self.channels, *size = images.shape[1:]
+        batch, self.channels, *size = images.shape
+        self.batch = batch if isinstance(batch, int) else None
         self.size: tuple[int, int] = tuple(size)
         self.raw = images.type == "tensor(uint8)"
         self.provider: str = self.session.get_providers()[0]
@@ -165,8 +167,17 @@ class Classifier:
         return np.concatenate([empty, *batches])
 
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return logits [N, classes] for pixels [N, channels, H, W]."""
+        """Return logits [N, classes] for pixels [N, channels, H, W], N at least 1."""
+        batch = self.batch or len(pixels)
+        parts = [self._run(self.images(pixels[first : first + batch])) for first in range(0, len(pixels), batch)]
+        return np.concatenate(parts)[: len(pixels)]
+
+    def images(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
+        """Turn pixels [N, channels, H, W] into what the graph takes; a fixed batch is filled up with repetitions."""
         images = pixels if self.raw else self.normalised(pixels)
+        return images if self.batch in (None, len(images)) else np.resize(images, (self.batch, *images.shape[1:]))
+
+    def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = self.session.run(["logits"], {"images": images})[0]
         return logits
 

@@ -139,6 +139,7 @@ def test_export_verifies_and_says_where_the_file_is(run: Run, weights: Path, tmp
 
 def test_export_hands_every_option_on(run: Run, tmp_path: Path) -> None:
     options = ["--no-pretrained", "--drop-path", "0.2", "--size", "30", "34", "--input", "uint8", "--softmax"]
+    options += ["--top", "2", "--batch", "4", "--opset", "21"]
     printed = run("export", "--model", "sd_resnet32", *options, "--no-verify", "--output", "net.onnx")
     assert "onnxruntime" not in printed
     classifier = Classifier(tmp_path / "net.onnx", "cpu")
@@ -146,7 +147,10 @@ def test_export_hands_every_option_on(run: Run, tmp_path: Path) -> None:
     assert classifier.metadata.p_L == pytest.approx(0.8)
     assert classifier.size == (30, 34)
     assert classifier.raw
-    assert [output.name for output in classifier.session.get_outputs()] == ["logits", "probabilities"]
+    assert classifier.batch == 4
+    outputs = [output.name for output in classifier.session.get_outputs()]
+    assert outputs == ["logits", "probabilities", "top_probabilities", "top_classes"]
+    assert onnx.load("net.onnx").opset_import[0].version == 21
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ def export(
     size: Annotated[tuple[int, int] | None, typer.Option(help="H W of the images.", show_default=False)] = None,
     input: Annotated[str, typer.Option(help="float32: normalised images; uint8: raw pixels.")] = "float32",
     softmax: Annotated[bool, typer.Option("--softmax", help="Also put out probabilities.")] = False,
+    top: Annotated[int, typer.Option(help="Also put out so many classes, the most probable first.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Take so many images at a time.  [default: any]")] = None,
+    opset: Annotated[int, typer.Option(help="Version of ONNX's operators, 17 to 28.")] = 17,
     output: Annotated[Path | None, typer.Option(help="The file to write.  [default: MODEL.onnx]")] = None,
     verify: Annotated[bool, typer.Option(help="Compare with PyTorch on real images before it counts.")] = True,
 ) -> None:
@@ -50,7 +53,7 @@ def export(
     target = output or Path(f"{model}.onnx")
     with replacing(target) as temporary:
         network = load_model(model, checkpoint=checkpoint, pretrained=pretrained, drop_path=drop_path)
-        write_onnx(network, temporary, size=size, input=input, softmax=softmax)
+        write_onnx(network, temporary, size=size, input=input, softmax=softmax, top=top, batch=batch, opset=opset)
         console.print(f"{checkpoint or model}: {_facts(network)}")
         console.print("batch normalisation and survival probabilities are folded into the convolutions")
         if verify:

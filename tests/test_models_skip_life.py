@@ -248,7 +248,10 @@ def test_no_grad_and_frozen_parameters() -> None:
 # --- torch.compile
 
 
-@pytest.mark.parametrize(("family", "mode"), [("ViT", "batch"), ("ConvNeXt", "batch"), ("ViT", "sample")])
+COMPILED = [("ViT", "batch"), ("ConvNeXt", "batch"), pytest.param("ViT", "sample", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("family", "mode"), COMPILED)
 def test_no_graph_is_compiled_for_a_gate_pattern(family: str, mode: str) -> None:
     """Steps with gate patterns not seen before compile nothing new, and compute what eager mode computes."""
     torch.compiler.reset()

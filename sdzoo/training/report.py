@@ -1,0 +1,230 @@
+"""Compare finished runs: a table of errors and times, and the curves behind it (paper, figures 3 and 4).
+
+Runs that differ in their seed alone are one arm; arms that differ in their survival probabilities alone are compared
+with the constant-depth arm among them.
+"""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sdzoo.errors import InputError
+from sdzoo.files import replacing
+from sdzoo.models.gates import STEP_KEY, Gates
+from sdzoo.models.sd_resnet import SURVIVAL_KEY
+from sdzoo.training.runs import Epoch, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EVALUATIONS = "evaluations.csv"
+EVALUATION_FIELDS = ("checkpoint", "images", "correct", "n", "error")
+FORMATS = (".png", ".svg")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run came to.
+
+    Attributes:
+        run: Its folder.
+        task: Network, data set and epochs: what its peers have in common.
+        p_L: Survival probability of the last block, 1 for constant depth.
+        epochs: Validated epochs, in order.
+        error: Validation error in percent at the best epoch.
+        test_errors: Error in percent on each set of test images that it was evaluated on.
+        seconds: Seconds of training in each epoch.
+        expected_open: Expected share of open blocks.
+        measured_open: Share of open blocks in the steps that were taken.
+    """
+
+    run: Run
+    task: str
+    p_L: float  # noqa: N815  the paper's symbol
+    seed: int
+    epochs: list[Epoch]
+    error: float
+    test_errors: dict[str, float]
+    seconds: dict[int, float]
+    expected_open: float
+    measured_open: float
+
+    @property
+    def seconds_per_epoch(self) -> float | None:
+        """Mean seconds of an epoch, None where the log does not tell."""
+        return statistics.mean(self.seconds.values()) if self.seconds else None
+
+
+def read_result(folder: Path) -> Result:
+    """Read a training folder.
+
+    Raises:
+        InputError: It is none, or its training has not come to a checkpoint.
+    """
+    run = Run(folder)
+    arguments: dict[str, Any] = run.arguments()
+    best, checkpoint = run.best()
+    last = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    survival, steps = tuple(last[SURVIVAL_KEY].tolist()), int(last[STEP_KEY])
+    options = {key: value for key, value in arguments["model_kwargs"].items() if key in ("sampling", "gate_seed")}
+    gates = Gates(survival, options.get("sampling", "bernoulli"), options.get("gate_seed", 0))
+    drawn = [sum(gates.at(step)) for step in range(steps)]
+    return Result(
+        run=run,
+        task=f"{arguments['model']} on {arguments['dataset']}, {arguments['epochs']} epochs",
+        p_L=survival[-1],
+        seed=int(arguments["seed"]),
+        epochs=run.epochs(),
+        error=100 - best.top1,
+        test_errors=_evaluations(folder, checkpoint),
+        seconds=run.seconds(),
+        expected_open=sum(survival) / len(survival),
+        measured_open=statistics.mean(drawn) / len(survival),
+    )
+
+
+def _evaluations(folder: Path, checkpoint: Path) -> dict[str, float]:
+    """Return what ``sdzoo evaluate --record`` noted of a checkpoint, by the images it was evaluated on."""
+    file = folder / EVALUATIONS
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["checkpoint"] == checkpoint.name]
+    return {row["images"]: float(row["error"]) for row in rows}
+
+
+def arms(results: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
+    """Return the results by task and p_L, constant depth last."""
+    keys = sorted({(result.task, result.p_L) for result in results})
+    return {key: [result for result in results if (result.task, result.p_L) == key] for key in keys}
+
+
+def rows(results: Sequence[Result]) -> list[dict[str, str]]:
+    """Return the comparison, one row an arm; a ratio of times is to the constant-depth arm of the same task."""
+    grouped = arms(results)
+    return [_row(arm, grouped.get((task, 1.0))) for (task, _), arm in grouped.items()]
+
+
+def _row(arm: Sequence[Result], constant: Sequence[Result] | None) -> dict[str, str]:
+    names = sorted({name for result in arm for name in result.test_errors})
+    per_epoch = _mean_seconds(arm)
+    reference = _mean_seconds(constant or ())
+    return {
+        "task": arm[0].task,
+        "arm": label(arm[0].p_L),
+        "seeds": " ".join(str(result.seed) for result in arm),
+        "validation error %": spread([result.error for result in arm]),
+        **{f"error % on {name}": spread([r.test_errors[name] for r in arm if name in r.test_errors]) for name in names},
+        "s / epoch": "" if per_epoch is None else f"{per_epoch:.1f}",
+        "hours": f"{sum(sum(result.seconds.values()) for result in arm) / 3600:.2f}",
+        "time / constant": f"{per_epoch / reference:.2f}" if per_epoch and reference else "",
+        "open blocks, expected": f"{arm[0].expected_open:.3f}",
+        "open blocks, measured": f"{statistics.mean(result.measured_open for result in arm):.3f}",
+    }
+
+
+def _mean_seconds(arm: Sequence[Result]) -> float | None:
+    known = [result.seconds_per_epoch for result in arm if result.seconds_per_epoch is not None]
+    return statistics.mean(known) if known else None
+
+
+def label(p_L: float) -> str:
+    """Name an arm."""
+    return "constant depth" if p_L == 1 else f"p_L = {p_L:g}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation over seeds, a single value alone."""
+    if len(values) < 2:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
+    """Write table, curves and the numbers behind them into a folder; return the table's rows.
+
+    Args:
+        folders: Training folders of timm's script.
+        output: Folder to write ``table.csv``, ``table.md``, ``curves.csv``, ``curves.*`` and ``time.*`` to.
+
+    Raises:
+        InputError: A folder is no training folder, or matplotlib is not installed.
+    """
+    results = [read_result(folder) for folder in folders]
+    table = rows(results)
+    output.mkdir(parents=True, exist_ok=True)
+    _write_csv(output / "table.csv", table)
+    with replacing(output / "table.md") as file:
+        file.write_text(markdown(table), encoding="utf-8")
+    _write_csv(output / "curves.csv", [point for result in results for point in _curve(result)])
+    figures = {"curves": _draw(results, "epoch"), "time": _draw(results, "training minutes")}
+    for name, figure in figures.items():
+        for suffix in FORMATS:
+            with replacing(output / f"{name}{suffix}") as file:
+                figure.savefig(file, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+    return table
+
+
+def markdown(table: Sequence[dict[str, str]]) -> str:
+    """Return rows as a Markdown table."""
+    columns = _columns(table)
+    lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in table)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _columns(table: Sequence[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for row in table for column in row))
+
+
+def _write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    with replacing(path) as file, file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, _columns(table), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def _curve(result: Result) -> list[dict[str, Any]]:
+    """Return a run's validated epochs with the training time until then."""
+    points = []
+    for epoch in result.epochs:
+        minutes = sum(seconds for number, seconds in result.seconds.items() if number <= epoch.number) / 60
+        points.append(
+            {
+                "run": result.run.folder.name,
+                "task": result.task,
+                "arm": label(result.p_L),
+                "seed": result.seed,
+                "epoch": epoch.number + 1,
+                "training minutes": round(minutes, 3),
+                "training loss": epoch.train_loss,
+                "validation error %": round(100 - epoch.top1, 3),
+            }
+        )
+    return points
+
+
+def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
+    """Draw the validation error of every run over its epochs or its training time, an arm a colour."""
+    try:
+        from matplotlib import rcParams
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("matplotlib is not installed: pip install 'sdzoo[report]'") from error
+    rcParams["svg.hashsalt"] = "sdzoo"  # the same bytes for the same runs
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for color, ((task, p_L), arm) in enumerate(arms(results).items()):
+        for number, result in enumerate(arm):
+            points = _curve(result)
+            name = f"{task}: {label(p_L)}" if number == 0 else None
+            x, y = ([point[column] for point in points] for column in (abscissa, "validation error %"))
+            axes.plot(x, y, color=f"C{color}", label=name, linewidth=1.2)
+    axes.set(xlabel=abscissa, ylabel="validation error %", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return figure

@@ -1,0 +1,87 @@
+"""The comparison of runs: numbers from the folders, files complete, the same bytes every time."""
+
+import csv
+import statistics
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from sdzoo.errors import InputError
+from sdzoo.models.gates import Gates
+from sdzoo.training.report import read_result, rows, write_report
+
+STEPS = 40
+
+
+def write_run(root: Path, seed: int, drop_path: float, top1: list[float], step_seconds: float) -> Path:
+    """Write a folder as timm's script leaves it, of 10 steps an epoch."""
+    folder = root / f"run-{drop_path}-{seed}"
+    folder.mkdir()
+    arguments = {"model": "sd_resnet20", "dataset": "torch/sd_cifar10", "epochs": len(top1), "seed": seed}
+    (folder / "args.yaml").write_text(yaml.safe_dump(arguments | {"model_kwargs": {"gate_seed": seed}}))
+    header = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
+    lines = [f"{epoch},0.5,0.4,{value},99,0.1" for epoch, value in enumerate(top1)]
+    (folder / "summary.csv").write_text("\n".join([header, *lines]))
+    log = "Train: {} [   9/10 (100%)]  Loss: 0.3 (0.4)  Time: 0.5s, 256.0/s  ({:.3f}s,  31.4/s)  LR: 1e-01"
+    (folder / "train.log").write_text("\n".join(log.format(epoch, step_seconds) for epoch in range(len(top1))))
+    model = timm.create_model("sd_resnet20", drop_path_rate=drop_path)
+    model.gates.step = STEPS
+    for epoch in range(len(top1)):
+        torch.save({"state_dict": model.state_dict()}, folder / f"checkpoint-{epoch}.pth.tar")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    return [
+        write_run(tmp_path, 1, 0.5, [50.0, 90.0, 89.0], step_seconds=0.6),
+        write_run(tmp_path, 2, 0.5, [50.0, 88.0, 92.0], step_seconds=0.8),
+        write_run(tmp_path, 1, 0.0, [60.0, 85.0, 86.0], step_seconds=1.0),
+    ]
+
+
+def test_a_run_is_read_as_it_was(folders: list[Path]) -> None:
+    result = read_result(folders[0])
+    assert (result.p_L, result.seed, result.error) == (0.5, 1, 10.0)
+    assert result.seconds == {0: pytest.approx(6), 1: pytest.approx(6), 2: pytest.approx(6)}
+    assert result.expected_open == pytest.approx((3 * 9 - 1) / (4 * 9))
+    gates = Gates(timm.create_model("sd_resnet20").survival, seed=1)
+    assert result.measured_open == pytest.approx(statistics.mean(sum(gates.at(s)) / 9 for s in range(STEPS)))
+
+
+def test_arms_are_compared_with_constant_depth(folders: list[Path]) -> None:
+    stochastic, constant = rows([read_result(folder) for folder in folders])
+    assert (stochastic["arm"], constant["arm"]) == ("p_L = 0.5", "constant depth")
+    assert stochastic["validation error %"] == "9.00 ± 1.41"
+    assert stochastic["time / constant"] == "0.70"
+    assert constant["validation error %"] == "14.00"
+    assert (constant["time / constant"], constant["open blocks, measured"]) == ("1.00", "1.000")
+
+
+def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) -> None:
+    recorded = ["checkpoint,images,correct,n,error", "checkpoint-2.pth.tar,test,910,1000,9.0"]
+    (folders[1] / "evaluations.csv").write_text("\n".join([*recorded, "checkpoint-0.pth.tar,test,1,2,50.0"]))
+    assert read_result(folders[1]).test_errors == {"test": 9.0}
+
+
+def test_files_are_complete_and_the_same_every_time(folders: list[Path], tmp_path: Path) -> None:
+    for output in ("first", "second"):
+        write_report(folders, tmp_path / output)
+    names = ["curves.csv", "curves.png", "curves.svg", "table.csv", "table.md", "time.png", "time.svg"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
+    with (tmp_path / "first" / "curves.csv").open() as lines:
+        points = list(csv.DictReader(lines))
+    assert len(points) == 9
+    assert points[4]["training minutes"] == str(round(2 * 8 / 60, 3))
+    assert len((tmp_path / "first" / "table.md").read_text().splitlines()) == 4
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a training folder"):
+        write_report([tmp_path], tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -10,8 +10,6 @@ same paths dropped: all of them, and every other one (`sdzoo.models.skip_check`)
 import argparse
 import csv
 import importlib.metadata
-import platform
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -25,6 +23,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from sdzoo import skip_drop_path
+from sdzoo.hardware import hardware
 from sdzoo.models.skip_check import compare, stir
 from sdzoo.models.skip_trace import CannotConvertError
 
@@ -163,13 +162,7 @@ def _title(results: list[Row]) -> str:
 
 def _conditions(command: str) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("timm", "torch"))
-    return f"`{command}`, drop_path_rate {RATE}, batch {BATCH}, {versions}, {_processor()}, one thread."
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return match[1] if match else platform.processor()
+    return f"`{command}`, drop_path_rate {RATE}, batch {BATCH}, {versions}, {hardware()}."
 
 
 def main() -> None:

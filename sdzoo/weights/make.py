@@ -20,6 +20,7 @@ from sdzoo.checkpoints import load_model, read_checkpoint
 from sdzoo.files import replacing
 from sdzoo.hardware import hardware
 from sdzoo.models.digest import digest, with_digest
+from sdzoo.models.sd_resnet import SdResNet
 from sdzoo.training.data import PROTOCOLS
 from sdzoo.training.evaluation import evaluate, split
 from sdzoo.training.launch import find_recipe
@@ -31,44 +32,49 @@ def make(
     run: Annotated[Path, typer.Argument(help="Folder of the finished run.")],
     data_dir: Annotated[Path, typer.Argument(help="Folder with the data set.")],
     recipe: Annotated[str, typer.Option(help="Name of the recipe that was trained.")],
+    commit: Annotated[str, typer.Option(help="Commit of the code that trained it; default: the current one.")] = "HEAD",
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = FOLDER,
 ) -> None:
     """Write the weights of a run's best epoch and their results."""
-    arguments = Run(run).arguments()
-    best, checkpoint = Run(run).best()
-    name = str(arguments["model"])
-    network = load_model(name, checkpoint=checkpoint)
-    tag = PROTOCOLS[str(arguments["dataset"]).removeprefix("torch/")].source
-    weights = save(with_digest(read_checkpoint(checkpoint).state_dict))
-    score = evaluate(network, split("test", data_dir, network))
-    low, high = score.error_interval()
-    results = {
-        "model": name,
-        "tag": tag,
+    _, checkpoint = Run(run).best()
+    network = load_model(str(Run(run).arguments()["model"]), checkpoint=checkpoint)
+    weights = save(with_digest(read_checkpoint(checkpoint).state_dict), {"format": "pt"})
+    facts = _trained(Run(run), recipe, commit) | _evaluated(network, data_dir)
+    results = facts | {"sha256": hashlib.sha256(weights).hexdigest(), "digest": digest(network.state_dict())}
+    for suffix, content in ((".safetensors", weights), (".json", f"{json.dumps(results, indent=2)}\n".encode())):
+        with replacing(output / f"{results['model']}.{results['tag']}{suffix}") as file:
+            file.write_bytes(content)
+    typer.echo(json.dumps(results, indent=2))
+
+
+def _trained(run: Run, recipe: str, commit: str) -> dict[str, Any]:
+    """Say how the weights came to be."""
+    arguments: dict[str, Any] = run.arguments()
+    best, _ = run.best()
+    return {
+        "model": arguments["model"],
+        "tag": PROTOCOLS[arguments["dataset"].removeprefix("torch/")].source,
         "recipe": recipe,
         "arguments": _changed(recipe, arguments),
         "seed": arguments["seed"],
         "epochs": arguments["epochs"],
         "best_epoch": best.number,
-        "survival": {"p_L": network.survival[-1], "expected_open_blocks": sum(network.survival)},
-        "training_hours": round(sum(Run(run).seconds().values()) / 3600, 2),
+        "validation_top1": round(best.top1, 2),
+        "training_hours": round(sum(run.seconds().values()) / 3600, 2),
         "hardware": hardware(),
         "versions": {"sdzoo": __version__, "torch": torch.__version__, "timm": timm.__version__},
-        "commit": _commit(),
-        "validation_top1": round(best.top1, 2),
-        "test": {
-            "top1": score.top1,
-            "n": score.n,
-            "error": round(score.error, 2),
-            "error_95": [round(low, 2), round(high, 2)],
-        },
-        "sha256": hashlib.sha256(weights).hexdigest(),
-        "digest": digest(network.state_dict()),
+        "commit": _commit(commit),
     }
-    for suffix, content in ((".safetensors", weights), (".json", f"{json.dumps(results, indent=2)}\n".encode())):
-        with replacing(output / f"{name}.{tag}{suffix}") as file:
-            file.write_bytes(content)
-    typer.echo(json.dumps(results, indent=2))
+
+
+def _evaluated(network: SdResNet, data_dir: Path) -> dict[str, Any]:
+    """Evaluate the test split."""
+    score = evaluate(network, split("test", data_dir, network))
+    interval = [round(end, 2) for end in score.error_interval()]
+    return {
+        "survival": {"p_L": network.survival[-1], "expected_open_blocks": sum(network.survival)},
+        "test": {"top1": score.top1, "n": score.n, "error": round(score.error, 2), "error_95": interval},
+    }
 
 
 def _changed(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -77,8 +83,8 @@ def _changed(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
     return {key: arguments[key] for key in values if arguments[key] != values[key]}
 
 
-def _commit() -> str:
-    described = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+def _commit(name: str) -> str:
+    described = subprocess.run(["git", "rev-parse", name], capture_output=True, text=True, check=True)
     return described.stdout.strip()
 
 

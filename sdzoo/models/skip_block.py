@@ -1,7 +1,7 @@
 """A block that runs its open residual paths only (paper, section 3)."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdzoo.models.checkpointing import frozen_statistics
 from sdzoo.models.skip_class import Adapted, original_class
-from sdzoo.models.skip_cut import Plan, plan_of
+from sdzoo.models.skip_cut import Path, Plan, plan_of
 from sdzoo.models.skip_draws import Draws, Step
 from sdzoo.models.skip_sample import add_rows, take
 from sdzoo.models.skip_trace import is_constant
@@ -93,13 +93,19 @@ def residual(block: SkippingBlock, index: int, shortcut: Tensor, *inputs: Any) -
     step = skip.draws.now
     window = step.windows[skip.first + index]
     if window.rows == 0:
-        skip.draws.close(path.parameters(block))
+        skip.draws.close([*path.parameters(block), *_others(skip.plan, path, inputs)])
         return shortcut.clone() if path.fresh else shortcut
     if window.rows == step.batch:
         return path.branch(block, shortcut, scale, *inputs)
     _check_rows(skip, step, shortcut)
     part = [take(x, window) if _is_batched(name, x, step) else x for name, x in zip(path.inputs, inputs, strict=True)]
     return add_rows(shortcut, window, path.branch(block, None, scale, *part))
+
+
+def _others(plan: Plan, path: Path, inputs: Iterable[Any]) -> list[Tensor]:
+    """Return what a branch takes besides the block's main input: it may come from parameters nothing else uses."""
+    others = plan.inputs[1:]
+    return [x for name, x in zip(path.inputs, inputs, strict=True) if name in others and isinstance(x, Tensor)]
 
 
 def _is_batched(name: str, value: Any, step: Step) -> bool:

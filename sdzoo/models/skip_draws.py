@@ -5,14 +5,13 @@ One draw at the start of the forward decides for the whole network. The paramete
 draw of its own forward again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.node import map_aggregate
-from torch.nn import Parameter
 
 from sdzoo.models.gates import Gates
 from sdzoo.models.skip_sample import Window, sample_windows
@@ -52,7 +51,7 @@ class Draws:
         self.mode = mode
         self.now = Step(0, ())
         self.running = False
-        self._closed: list[Parameter] = []
+        self._closed: list[Tensor] = []
 
     @torch.compiler.disable(recursive=False)
     def forward(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -65,10 +64,10 @@ class Draws:
             closed, self._closed = self._closed, []
         return self._finish(output, step, closed)
 
-    def close(self, parameters: list[Parameter]) -> None:
-        """Note the parameters of a closed path; a recomputation notes nothing twice."""
+    def close(self, tensors: Iterable[Tensor]) -> None:
+        """Note what a closed path would have given gradients; a recomputation notes nothing twice."""
         if self.running:
-            self._closed += parameters
+            self._closed += tensors
 
     @torch.compiler.disable
     def _begin(self, batch: int) -> Step:
@@ -78,7 +77,7 @@ class Draws:
         return self.now
 
     @torch.compiler.disable
-    def _finish(self, output: Any, step: Step, closed: list[Parameter]) -> Any:
+    def _finish(self, output: Any, step: Step, closed: list[Tensor]) -> Any:
         def recall(grad: Tensor) -> None:
             self.now = step
 

@@ -5,12 +5,12 @@ skip alone leaves their gradient None. Tying the closed parameters to the activa
 zeros, which also is what lets plain DistributedDataParallel run without ``find_unused_parameters``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from timm.models import register_notrace_function
 from torch import Tensor
-from torch.nn import Parameter
 
 
 class _ZeroGradients(torch.autograd.Function):
@@ -28,8 +28,8 @@ class _ZeroGradients(torch.autograd.Function):
 
 
 @torch.compiler.disable
-def tie_zero_gradients(x: Tensor, closed: list[Parameter]) -> Tensor:
-    """Return x; its backward also gives every parameter in ``closed`` that is trained a gradient of zeros."""
+def tie_zero_gradients(x: Tensor, closed: Sequence[Tensor]) -> Tensor:
+    """Return x; its backward also gives every tensor in ``closed`` that is trained a gradient of zeros."""
     trained = [parameter for parameter in closed if parameter.requires_grad]
     if not trained:
         return x

@@ -320,3 +320,41 @@ def test_unknown_options_are_errors(option: str, value: object, allowed: str) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         skip_drop_path(model)
+
+
+class Conditioned(nn.Module):
+    """A network whose blocks take a second tensor, computed from parameters that nothing else uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.condition = nn.Linear(4, 4)
+        self.block = ConditionedBlock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x, self.condition(x))
+
+
+class ConditionedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.f = nn.Linear(4, 4)
+        self.drop_path = DropPath(0.5)
+
+    def forward(self, x: Tensor, condition: Tensor, twice: bool | None = None) -> Tensor:
+        if twice:
+            x = x + self.drop_path(self.f(x))
+        return x + self.drop_path(self.f(x) * condition)
+
+
+def test_what_a_closed_path_takes_besides_its_input_gets_zero_gradients_too() -> None:
+    closed = with_gates(skip_drop_path(Conditioned().train()), [False])
+    closed(torch.randn(2, 4)).sum().backward()
+    for parameter in closed.parameters():
+        assert torch.count_nonzero(parameter.grad) == 0
+
+
+def test_a_call_that_runs_other_paths_than_were_converted_is_an_error() -> None:
+    converted = skip_drop_path(Conditioned().train())
+    x = torch.randn(2, 4)
+    with pytest.raises(CannotConvertError, match="block block: this call has 2 residual paths, 1 were converted"):
+        converted._draws.forward(converted.block, x, x, twice=True)

@@ -13,7 +13,7 @@ from sdzoo.models.skip_class import Adapted, original_class
 from sdzoo.models.skip_cut import Path, Plan, plan_of
 from sdzoo.models.skip_draws import Draws, Step
 from sdzoo.models.skip_sample import add_rows, take
-from sdzoo.models.skip_trace import is_constant
+from sdzoo.models.skip_trace import CannotConvertError, is_constant
 
 # Arguments of timm's blocks that belong to positions, not to samples, whatever the size of their dimension 0.
 POSITIONAL = {"attn_mask", "rel_pos_bias", "rope", "shared_rel_pos", "shared_rel_pos_bias"}
@@ -79,9 +79,17 @@ def _plan(block: SkippingBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     if plan is None or plan.by_shape:
         shapes = tuple(x.shape for x in bound.arguments.values() if isinstance(x, Tensor))
         plan = skip.plans.get((constants, shapes)) or plan_of(block, residual, dict(constants), bound.arguments)
+        _check_paths(skip, plan)
         skip.plans[(constants, shapes) if plan.by_shape else constants] = plan
     skip.plan = plan
     return skip.plan, [bound.arguments[name] for name in skip.plan.inputs]
+
+
+def _check_paths(skip: Skip, plan: Plan) -> None:
+    if len(plan.paths) != len(skip.scales):
+        raise CannotConvertError(
+            f"block {skip.name}: this call has {len(plan.paths)} residual paths, {len(skip.scales)} were converted"
+        )
 
 
 @torch.compiler.disable(recursive=False)

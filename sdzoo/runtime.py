@@ -1,16 +1,15 @@
-"""Running an ONNX file: sessions that never change the device silently, and a classifier of pictures."""
+"""Running an ONNX file: a classifier of pictures."""
 
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from sdzoo.devices import run, session
 from sdzoo.errors import InputError
 from sdzoo.metadata import PRODUCER, Metadata
 from sdzoo.pictures import Picture, batched, open_picture
@@ -18,91 +17,11 @@ from sdzoo.pictures import Picture, batched, open_picture
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+__all__ = ["Classifier", "Prediction", "session"]
+
 Path = str | os.PathLike[str]
 
-# device: onnxruntime's execution providers, the first of which must run the graph, and their options
-DEVICES: dict[str, dict[str, dict[str, str]]] = {
-    "cpu": {"CPUExecutionProvider": {}},
-    # the exhaustive search, the default, starts again at every new batch size
-    "cuda": {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTIC"}},
-    "tensorrt": {"TensorrtExecutionProvider": {}, "CUDAExecutionProvider": {}},
-}
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
-ERRORS_ONLY = 3  # onnxruntime's log severity
 MODES = {1: "L", 3: "RGB"}  # channels of the network: Pillow's mode
-
-log = logging.getLogger(__name__)
-
-
-def session(path: Path, device: str = "auto") -> "InferenceSession":
-    """Open an ONNX file on the device asked for, and on no other.
-
-    Args:
-        path: The file.
-        device: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, or ``"auto"``: CUDA where it works, else the CPU; which of
-            them is logged.
-
-    Raises:
-        InputError: The device is unknown or does not work here, the file cannot be run, or onnxruntime is missing
-            or installed twice.
-    """
-    if device not in ("auto", *DEVICES):
-        raise InputError(f"device is {device!r}, must be one of auto, {', '.join(DEVICES)}")
-    opened = _open_best(path) if device == "auto" else _open(path, device)
-    log.info("%s runs on %s", path, opened.get_providers()[0])
-    return opened
-
-
-def _open_best(path: Path) -> "InferenceSession":
-    if set(DEVICES["cuda"]) <= set(_onnxruntime().get_available_providers()):
-        try:
-            return _open(path, "cuda")
-        except InputError as error:
-            log.warning("%s; taking the CPU", error)
-    return _open(path, "cpu")
-
-
-def _open(path: Path, device: str) -> "InferenceSession":
-    onnxruntime = _onnxruntime()
-    providers = DEVICES[device]
-    for provider in providers:
-        if provider not in onnxruntime.get_available_providers():
-            raise InputError(f"device {device!r}: the installed onnxruntime has no {provider}")
-    if device != "cpu":
-        onnxruntime.preload_dlls()
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    try:
-        # Without enable_fallback=False onnxruntime moves to the CPU by itself, even between two runs.
-        opened = onnxruntime.InferenceSession(
-            os.fspath(path), options, providers=list(providers.items()), enable_fallback=False
-        )
-    except Exception as error:  # onnxruntime's own exceptions have no common base
-        raise InputError(f"{path}: onnxruntime cannot run it on {device!r}: {error}") from error
-    if opened.get_providers()[0] != next(iter(providers)):
-        raise InputError(f"device {device!r} does not work here, onnxruntime took {opened.get_providers()[0]}")
-    return opened
-
-
-def _onnxruntime() -> Any:
-    if all(map(_is_installed, PACKAGES)):
-        raise InputError(
-            f"{' and '.join(PACKAGES)} are both installed and overwrite each other's files: uninstall both, "
-            "then install sdzoo[cpu] or sdzoo[gpu]"
-        )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise InputError("onnxruntime is not installed: pip install 'sdzoo[cpu]' or 'sdzoo[gpu]'") from error
-    return onnxruntime
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)
@@ -131,6 +50,8 @@ class Classifier:
     Args:
         path: The file.
         device: See ``session``.
+        threads: See ``session``.
+        exact: See ``session``.
 
     Attributes:
         metadata: Model, labels, mean, std and more.
@@ -142,8 +63,8 @@ class Classifier:
         InputError: The file is not one of sdzoo's, or cannot be run (see ``session``).
     """
 
-    def __init__(self, path: Path, device: str = "auto") -> None:
-        self.session = session(path, device)
+    def __init__(self, path: Path, device: str = "auto", *, threads: int | None = None, exact: bool = False) -> None:
+        self.session = session(path, device, threads=threads, exact=exact)
         self.metadata = _metadata(path, self.session)
         images = self.session.get_inputs()[0]
         batch, self.channels, *size = images.shape
@@ -178,7 +99,8 @@ class Classifier:
         return images if self.batch in (None, len(images)) else np.resize(images, (self.batch, *images.shape[1:]))
 
     def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = self.session.run(["logits"], {"images": images})[0]
+        logits: NDArray[np.float32]
+        (logits,) = run(self.session, ["logits"], {"images": images})
         return logits
 
     def pixels(self, pictures: Sequence[Picture]) -> NDArray[np.uint8]:

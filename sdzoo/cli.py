@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("sdzoo.training.commands", "data"),
     "export": ("sdzoo.export.commands", "export"),
     "verify": ("sdzoo.export.commands", "verify"),
+    "quantize": ("sdzoo.export.commands", "quantize"),
     "classify": ("sdzoo.export.commands", "classify"),
     "push": ("sdzoo.hub.commands", "push"),
     "pull": ("sdzoo.hub.commands", "pull"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sdzoo.models.sd_resnet import SdResNet
 
 PRODUCER = "sdzoo"
+FLOAT32 = "float32"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Metadata:
         schedule: Survival probabilities p_1..p_L, folded into the weights.
         digest: sha256 of the weights before folding.
         version: Version of sdzoo that wrote the file.
+        precision: ``float32``, or the kind of ``sdzoo quantize`` that made the file smaller.
     """
 
     model: str
@@ -42,6 +44,7 @@ class Metadata:
     schedule: tuple[float, ...]
     digest: str
     version: str
+    precision: str = FLOAT32
 
     @property
     def name(self) -> str:

@@ -46,10 +46,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
-def batched(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Yield the pictures in lists of at most ``BATCH``."""
+def batched(pictures: Iterable[Picture], size: int = BATCH) -> Iterator[list[Picture]]:
+    """Yield the pictures in lists of at most ``size``."""
     if isinstance(pictures, str | Image.Image) or (isinstance(pictures, np.ndarray) and pictures.ndim != 4):
         raise InputError("a single picture was given, must be a list of them or an array [N, H, W, 3]")
     iterator = iter(pictures)
-    while batch := list(islice(iterator, BATCH)):
+    while batch := list(islice(iterator, size)):
         yield batch

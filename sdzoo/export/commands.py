@@ -1,4 +1,4 @@
-"""The commands ``sdzoo export``, ``verify`` and ``classify``."""
+"""The commands ``sdzoo export``, ``verify``, ``quantize`` and ``classify``."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from sdzoo.export.quality import Quality
     from sdzoo.export.verify import Comparison
     from sdzoo.models.sd_resnet import SdResNet
     from sdzoo.runtime import Prediction
@@ -28,7 +29,7 @@ DropPath = Annotated[
 Images = Annotated[
     Path | None, typer.Option(help="Folder with a folder of images for each class, in place of the shipped ones.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or tensorrt.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-fp16.")]
 
 
 def export(
@@ -66,21 +67,63 @@ def verify(
     checkpoint: Checkpoint = None,
     drop_path: DropPath = None,
     images: Images = None,
+    device: Device = "cpu",
 ) -> None:
     """Compare an ONNX file with the PyTorch network it was written from, on real images."""
     from sdzoo.checkpoints import load_model
     from sdzoo.errors import InputError
     from sdzoo.export.verify import check_weights
+    from sdzoo.metadata import FLOAT32
     from sdzoo.runtime import Classifier
 
     metadata = Classifier(file, "cpu").metadata
+    if metadata.precision != FLOAT32:
+        raise InputError(f"{file}: is {metadata.precision}, not exact; `sdzoo quantize` measured what that costs")
     if checkpoint is None and not metadata.tag:
         raise InputError(f"{file}: its weights are not published ones; give their file with --checkpoint")
     name = metadata.model if checkpoint else metadata.name
     network = load_model(name, checkpoint=checkpoint, drop_path=drop_path)
     check_weights(file, metadata, network)
     console.print(f"{file}: written from {checkpoint or name}, {_facts(network)}")
-    _verify(file, network, images)
+    _verify(file, network, images, device)
+
+
+def quantize(
+    file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A float32 file that sdzoo exported.")],
+    kind: Annotated[str, typer.Option(help="int8 or fp16.")] = "int8",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Folder with a folder of training images for each class, for int8.")
+    ] = None,
+    images: Images = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Measure on the test set in here, all of it.")] = None,
+    max_loss: Annotated[float, typer.Option(help="Points of top-1 that may be lost.")] = 0.5,
+    keep: Annotated[list[str] | None, typer.Option(help="Leave this layer in float32 (may be repeated).")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write.  [default: MODEL_KIND.onnx]")] = None,
+) -> None:
+    """Write a smaller file and measure what it costs; it counts only where it loses no more than allowed."""
+    from sdzoo.export import quality
+    from sdzoo.export.quantize import KINDS, check_kind
+    from sdzoo.export.quantize import quantize as write
+    from sdzoo.files import replacing
+    from sdzoo.hardware import processor
+    from sdzoo.runtime import Classifier
+
+    check_kind(kind)
+    float32 = Classifier(file, "cpu")
+    labelled = quality.images_to_measure(float32.metadata, images, data_dir)
+    pictures = quality.images_to_calibrate(float32.metadata, calibration) if KINDS[kind].calibrated else []
+    target = output or file.with_name(f"{file.stem}_{kind}.onnx")
+    with replacing(target) as temporary, console.status(f"measuring on {len(labelled.targets):,} images"):
+        write(file, temporary, kind, calibration=pictures, keep=keep or [])
+        smaller = Classifier(temporary, "cpu")
+        measured = quality.measure(float32, smaller, labelled)
+        sizes = file.stat().st_size, temporary.stat().st_size
+        times = quality.times(file, temporary, labelled.pictures)
+        console.print(_quality_table(kind, measured, max_loss, sizes, times))
+        console.print(f"accuracy on {measured.origin}; time on one thread of {processor()}")
+        console.print(f"in float32: {', '.join([KINDS[kind].float32, *(keep or [])])}")
+        measured.check(kind, max_loss)
+    console.print(f"written: {target.resolve()} ({sizes[1] / 1e6:.2f} MB)")
 
 
 def classify(
@@ -107,7 +150,7 @@ def classify(
         console.print(_prediction_table(answers, top))
 
 
-def _verify(file: Path, network: "SdResNet", images: Path | None = None) -> None:
+def _verify(file: Path, network: "SdResNet", images: Path | None = None, device: str = "cpu") -> None:
     """Print how the file compares with the network, and fail where it is beyond the tolerance."""
     from sdzoo.export.verify import compare
     from sdzoo.runtime import Classifier
@@ -115,7 +158,7 @@ def _verify(file: Path, network: "SdResNet", images: Path | None = None) -> None
 
     samples = read_samples(images or FASHION_MNIST)
     with console.status(f"comparing onnxruntime with PyTorch on {len(samples)} images"):
-        comparison = compare(Classifier(file, "cpu"), network, samples)
+        comparison = compare(Classifier(file, device, exact=True), network, samples)
     console.print(_comparison_table(comparison))
     comparison.check()
 
@@ -136,6 +179,19 @@ def _comparison_table(comparison: "Comparison") -> Table:
     for side, logits in [("onnxruntime", comparison.onnx), ("PyTorch", comparison.torch)]:
         accuracy = comparison.accuracy(logits)
         table.add_row(f"accuracy of {side}", "unknown (other labels)" if accuracy is None else f"{accuracy:.1%}")
+    return table
+
+
+def _quality_table(
+    kind: str, quality: "Quality", max_loss: float, sizes: tuple[int, int], times: dict[int, float]
+) -> Table:
+    table = Table(f"{quality.smaller.n:,} images", "float32", kind)
+    table.add_row("size in MB", *(f"{size / 1e6:.2f}" for size in sizes))
+    table.add_row("top-1 accuracy", *(f"{score.top1:.2f} %" for score in (quality.float32, quality.smaller)))
+    table.add_row(f"points lost (allowed: {max_loss:g})", "", f"{quality.loss:.2f}")
+    table.add_row("same top-1 class", "", f"{quality.agreement:.2f} %")
+    for batch, ratio in times.items():
+        table.add_row(f"time at batch {batch}", "1", f"{ratio:.2f}")
     return table
 
 

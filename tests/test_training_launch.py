@@ -35,7 +35,7 @@ def test_a_misspelt_key_is_an_error(tmp_path: Path, timm_script: Path) -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     recipe = launch.find_recipe("fashion_mnist_resnet20")
-    words = launch.command(recipe, ["--epochs", "3", "--output=here", "-j", "4"], Path("train.py"), processes=1)
+    words = launch.command(recipe, ["--epochs", "3", "--output=here", "-j", "4"], Path("train.py"), launch.Machines())
     assert words[:2] == [sys.executable, "train.py"]
     assert words[words.index("--device-modules") + 1] == "sdzoo"
     assert words[words.index("--config") + 1] == str(recipe.path)
@@ -43,13 +43,15 @@ def test_command_line(tmp_path: Path) -> None:
     assert "--output" not in words
     assert "--workers" not in words
     assert ("--no-prefetcher" in words) != torch.cuda.is_available()
-    several = launch.command(recipe, [], Path("train.py"), processes=4)
+    several = launch.command(recipe, [], Path("train.py"), launch.Machines(4))
     assert several[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
 
 
 def test_a_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     recipe = launch.find_recipe("fashion_mnist_resnet20")
-    words = launch.command(recipe, ["--resume", str(tmp_path / "run" / "last.pth.tar")], Path("t.py"), 1)
+    words = launch.command(
+        recipe, ["--resume", str(tmp_path / "run" / "last.pth.tar")], Path("t.py"), launch.Machines()
+    )
     assert launch.value_of("--output", words) == str(tmp_path)
     assert launch.value_of("--experiment", words) == "run"
 

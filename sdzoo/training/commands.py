@@ -19,12 +19,16 @@ def train(
     list_: Annotated[bool, typer.Option("--list", help="Show the shipped recipes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")] = False,
     nproc_per_node: Annotated[int, typer.Option(min=0, help="Processes; default: one a GPU, at least one.")] = 0,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on from the last checkpoint.")] = False,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines; run the same command on each.")] = 1,
+    rdzv_endpoint: Annotated[str, typer.Option(help="host:port of one machine, where several meet.")] = "",
 ) -> None:
     """Train a recipe with timm's own train script; every argument not listed here goes on to that script."""
     import torch
 
     from sdzoo.training import launch
     from sdzoo.training.runs import Run
+    from sdzoo.training.supervise import RESTARTS, supervise
 
     if list_:
         return _print_recipes()
@@ -33,11 +37,17 @@ def train(
     found = launch.find_recipe(recipe)
     script = launch.find_script()
     launch.check_recipe(found, launch.script_arguments(script))
-    words = launch.command(found, context.args, script, nproc_per_node or max(1, torch.cuda.device_count()))
+    processes = nproc_per_node or max(1, torch.cuda.device_count())
+    machines = launch.Machines(processes, nnodes, rdzv_endpoint, RESTARTS if auto_resume else 0)
+    launch.check_arguments(context.args, machines)
+    words = launch.command(found, context.args, script, machines)
     if dry_run:
         return console.print(shlex.join(words), markup=False)
     launch.check_data(found, context.args)
-    best, checkpoint = Run(launch.run(words)).best()
+    folder = (supervise if auto_resume else launch.run)(words)
+    if nnodes > 1:  # the machine that writes may not have finished
+        return console.print(f"the run is in {folder}")
+    best, checkpoint = Run(folder).best()
     console.print(f"best epoch {best.number}: validation top-1 {best.top1:.2f} %\n{checkpoint}")
 
 

@@ -29,6 +29,9 @@ SCRIPT_COMMIT = "aa4b5850c1543fa488abf260f18390eda46cf85d"
 SCRIPT_SHA256 = "f0bb70b9e1c8c576eb1f7beba9cb46953d01ec1308d68c59ec055a6266f76388"
 SCRIPT_URL = f"https://raw.githubusercontent.com/huggingface/pytorch-image-models/{SCRIPT_COMMIT}/train.py"
 
+# torchrun gives restarted ranks the store of the dead ones, with their addresses still in it; this makes a new one.
+FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -53,6 +56,35 @@ class Recipe:
         lines = self.path.read_text(encoding="utf-8").splitlines()
         found = (re.match(rf"# ({'|'.join(HEADER)}): +(.+)", line) for line in lines)
         return {match[1]: match[2] for match in found if match}
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Where a training runs.
+
+    Attributes:
+        processes: Processes on this machine, one a GPU.
+        nodes: Machines; each of them gets the same command.
+        endpoint: ``host:port`` of one of the machines, where several meet.
+        restarts: How often torchrun starts all processes again after one of them died.
+    """
+
+    processes: int = 1
+    nodes: int = 1
+    endpoint: str = ""
+    restarts: int = 0
+
+    def launcher(self) -> list[str]:
+        """Return the beginning of the command line: torchrun, where it is needed."""
+        if self.processes == self.nodes == 1 and not self.restarts:
+            return []
+        together = ["--nnodes", str(self.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", self.endpoint]
+        return [
+            *("-m", "torch.distributed.run"),
+            *(together if self.nodes > 1 else ["--standalone"]),
+            *("--nproc-per-node", str(self.processes)),
+            *(["--max-restarts", str(self.restarts)] if self.restarts else []),
+        ]
 
 
 def recipes() -> list[Recipe]:
@@ -124,6 +156,16 @@ def check_recipe(recipe: Recipe, allowed: set[str]) -> None:
             raise InputError(f"{recipe.path}: unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
+def check_arguments(arguments: Sequence[str], machines: Machines) -> None:
+    """Raise InputError for what cannot train, before anything starts."""
+    if value_of("--torchscript", arguments) is not None:
+        raise InputError("stochastic depth cannot train under --torchscript: its gates are Python; use --torchcompile")
+    if machines.nodes > 1 and not machines.endpoint:
+        raise InputError("several machines must meet somewhere: give --rdzv-endpoint HOST:PORT of one of them")
+    if machines.nodes > 1 and not value_of("--experiment", arguments):
+        raise InputError("name the run with --experiment: every machine must write to the same folder")
+
+
 def check_data(recipe: Recipe, arguments: Sequence[str]) -> None:
     """Raise InputError where the files of a data set of ours are not in place, before the script starts."""
     name = value_of("--dataset", arguments) or str(recipe.values().get("dataset", ""))
@@ -133,19 +175,19 @@ def check_data(recipe: Recipe, arguments: Sequence[str]) -> None:
         open_split(protocol, "train", Path(str(root)), download="--dataset-download" in arguments)
 
 
-def command(recipe: Recipe, arguments: Sequence[str], script: Path, processes: int) -> list[str]:
+def command(recipe: Recipe, arguments: Sequence[str], script: Path, machines: Machines) -> list[str]:
     """Return the command line that trains a recipe.
 
     Args:
         recipe: What to train.
         arguments: Arguments for timm's script; they win over the recipe's values.
         script: timm's train script.
-        processes: Processes, one a GPU; more than one run under torchrun.
+        machines: Where; with restarts every start goes on from the last checkpoint.
     """
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return [
         sys.executable,
-        *(launcher if processes > 1 else []),
+        *machines.launcher(),
+        *(["-m", "sdzoo.training.resume"] if machines.restarts else []),
         str(script),
         *("--device-modules", "sdzoo", "sdzoo.models.skip_names"),
         *("--config", str(recipe.path)),
@@ -182,20 +224,25 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
+def folder_of(words: Sequence[str]) -> Path:
+    """Return the training folder that a command names."""
+    return Path(value_of("--output", words) or ".") / (value_of("--experiment", words) or "")
+
+
 def run(words: Sequence[str]) -> Path:
     """Run a training command to its end and return the folder it wrote; what it prints also goes to ``train.log``.
 
     Raises:
         InputError: The script failed; it has said why.
     """
-    folder = Path(value_of("--output", words) or ".") / (value_of("--experiment", words) or "")
+    folder = folder_of(words)
     folder.mkdir(parents=True, exist_ok=True)
     # The script is a process of its own, which must find this package in a clone that is not installed, too.
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"} | FRESH_STORE
     with (
-        (folder / LOG).open("a", encoding="utf-8") as log,
+        (folder / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(
             words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         ) as script,

@@ -58,16 +58,20 @@ class Run:
         found = (STEPS.match(line) for line in lines)
         return {int(match[1]): int(match[2]) * float(match[3]) for match in found if match}
 
+    def checkpoints(self) -> dict[int, Path]:
+        """Return the checkpoints that were kept, by their epochs."""
+        return {
+            int(match[1]): path
+            for path in self.folder.glob("checkpoint-*.pth.tar")
+            if (match := re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name))
+        }
+
     def best(self) -> tuple[Epoch, Path]:
         """Return the epoch of the highest validation top-1 whose checkpoint was kept, and that checkpoint.
 
         A resumed script forgets its earlier best and overwrites ``model_best``, so the whole summary decides.
         """
-        kept = {
-            int(match[1]): path
-            for path in self.folder.glob("checkpoint-*.pth.tar")
-            if (match := re.fullmatch(r"checkpoint-(\d+)\.pth\.tar", path.name))
-        }
+        kept = self.checkpoints()
         candidates = [epoch for epoch in self.epochs() if epoch.number in kept]
         if not candidates:
             raise InputError(f"{self.folder}: no checkpoint of a finished epoch was kept")

@@ -72,7 +72,7 @@ def _evaluated(network: SdResNet, data_dir: Path) -> dict[str, Any]:
     score = evaluate(network, split("test", data_dir, network))
     interval = [round(end, 2) for end in score.error_interval()]
     return {
-        "survival": {"p_L": network.survival[-1], "expected_open_blocks": sum(network.survival)},
+        "survival": {"p_L": network.survival[-1], "expected_open_blocks": round(sum(network.survival), 2)},
         "test": {"top1": score.top1, "n": score.n, "error": round(score.error, 2), "error_95": interval},
     }
 

@@ -42,12 +42,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("adapted")
 
 
-SLOW = pytest.mark.slow
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in ("ViT", "ConvNeXt", "EfficientNet")]
 
 
-@pytest.mark.parametrize(
-    "family", ["ResNet", *(pytest.param(family, marks=SLOW) for family in ("ViT", "ConvNeXt", "EfficientNet"))]
-)
+@pytest.mark.parametrize("family", ["ResNet", *SLOW])
 def test_papers_rule_answers_as_pytorch_and_leaves_no_product(family: str, folder: Path) -> None:
     model, file, written = exported(family, "paper", folder)
     L = len(model._draws.gates.survival)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from sdzoo.adapted import load_adapted
 from sdzoo.errors import InputError
 from sdzoo.models import skip_names
 from sdzoo.training.launch import RECIPES
@@ -102,6 +103,17 @@ def test_imagenet_recipes_hold_the_papers_schedule(depth: int) -> None:
     assert (recipe["epochs"], recipe["batch_size"], recipe["lr"]) == (90, 256, 0.1)
 
 
+def test_loading_needs_a_rate_and_the_right_weights(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_convnext").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(InputError, match="rate is not known; say it with --drop-path"):
+        load_adapted("skip_test_convnext", checkpoint=tmp_path / "weights.pth")
+    assert load_adapted("skip_test_convnext", checkpoint=tmp_path / "weights.pth", drop_path=0.2).num_classes == 1000
+    with pytest.raises(InputError, match=r"weights\.pth: .*Missing key"):
+        load_adapted("skip_test_vit", checkpoint=tmp_path / "weights.pth", drop_path=0.2)
+    with pytest.raises(InputError, match="near names: skip_test_vit"):
+        load_adapted("skip_test_vitt", pretrained=False, drop_path=0.2)
+
+
 # --- timm's own script
 
 
@@ -141,6 +153,12 @@ def test_stock_script_trains_resumes_and_keeps_the_gate_step(
     first = train(timm_script, picture_folder, tmp_path / "one", *options)
     checkpoint = torch.load(first / "last.pth.tar", weights_only=False)
     assert int(checkpoint["state_dict"]["gate_step"]) == 4
+    loaded = load_adapted("skip_test_resnet", checkpoint=first / "last.pth.tar")
+    assert not loaded.training and loaded.num_classes == 2
+    assert loaded._draws.gates.survival == pytest.approx([1 - l / 8 for l in range(1, 5)])  # noqa: E741
+    assert loaded.layer1[0].drop_path.paper
+    for name, weight in checkpoint["state_dict"].items():
+        assert name == "gate_step" or torch.equal(loaded.state_dict()[name], weight)
     resume = ["--resume", str(first / "last.pth.tar"), "--epochs", "2"]
     second = train(timm_script, picture_folder, tmp_path / "two", *options, *resume)
     checkpoint = torch.load(second / "last.pth.tar", weights_only=False)

@@ -81,7 +81,6 @@ def metadata_of(model: nn.Module) -> Metadata:
     if not isinstance(model, SkippingNetwork):
         raise InputError(f"this {type(model).__name__} skips no paths: skip_drop_path(model) first")
     cfg = configuration(model)  # type: ignore[arg-type]
-    survival = model._draws.gates.survival
     classes: int = model.num_classes  # type: ignore[assignment]
     names = cfg.get("label_names") or ()
     return Metadata(
@@ -90,8 +89,8 @@ def metadata_of(model: nn.Module) -> Metadata:
         labels=tuple(names) if len(names) == classes else tuple(map(str, range(classes))),
         mean=tuple(map(float, cfg["mean"])),
         std=tuple(map(float, cfg["std"])),
-        p_L=survival[-1],
-        schedule=survival,
+        p_L=model.survival[-1],
+        schedule=model.survival,
         digest=digest(model.state_dict()),
         version=__version__,
     )

@@ -34,6 +34,11 @@ class SkippingNetwork(Adapted):
 
     _draws: Draws
 
+    @property
+    def survival(self) -> tuple[float, ...]:
+        """Survival probabilities of the residual paths, in their order."""
+        return self._draws.gates.survival
+
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         self._draws.gates.save(destination, prefix)

@@ -81,15 +81,24 @@ class Draws:
         def recall(grad: Tensor) -> None:
             self.now = step
 
-        def tie(x: Any) -> Any:
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                return x
-            x = tie_zero_gradients(x, closed)
+        def tie(x: Tensor) -> Tensor:
+            x = tie_zero_gradients(x, closed) if x.is_floating_point() else x
             if x.requires_grad:
                 x.register_hook(recall)
             return x
 
-        return map_aggregate(output, tie)
+        return _map_tensors(output, tie)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Return the same lists, tuples and dicts with every tensor mapped."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return type(value)((key, _map_tensors(item, function)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
 
 
 def _batch_of(inputs: Any) -> int:

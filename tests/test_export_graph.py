@@ -118,6 +118,7 @@ def test_metadata(tmp_path: Path) -> None:
         "schedule": list(model.survival),
         "digest": digest(model.state_dict()),
         "version": sdzoo.__version__,
+        "precision": "float32",
     }
     assert proto.graph.input[0].type.tensor_type.shape.dim[2].dim_value == 28
 

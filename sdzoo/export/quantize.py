@@ -73,7 +73,7 @@ def quantize(
     if KINDS[kind].calibrated and not calibration:
         raise InputError(f"{kind} needs images to calibrate with")
     _check_names(source, keep)
-    proto = KINDS[kind].convert(source, classifier, calibration, keep)
+    proto = _sorted(KINDS[kind].convert(source, classifier, calibration, keep))
     del proto.graph.value_info[:]
     proto.producer_name = PRODUCER
     onnx.helper.set_model_props(proto, replace(classifier.metadata, precision=kind).encode())
@@ -145,16 +145,21 @@ class _Batches:
 
 
 def _fp16(source: Path, classifier: Classifier, calibration: Sequence[Picture], keep: Sequence[str]) -> ModelProto:
-    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    proto = convert_float_to_float16(
+    proto: ModelProto = convert_float_to_float16(
         onnx.load(source), keep_io_types=True, op_block_list=FP32_OPERATORS, node_block_list=list(keep)
     )
+    return proto
+
+
+def _sorted(proto: ModelProto) -> ModelProto:
+    """Put every node behind those it needs, as ONNX asks: onnxruntime appends the new ones at the end."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
+
     model = ONNXModel(proto)
-    model.topological_sort()  # the conversion appends its casts at the end
-    converted: ModelProto = model.model
-    return converted
+    model.topological_sort()
+    return proto
 
 
 KINDS = {

@@ -13,6 +13,7 @@ from sdzoo.errors import InputError
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("sdzoo.training.commands", "train"),
     "evaluate": ("sdzoo.training.commands", "evaluate"),
+    "report": ("sdzoo.training.commands", "report"),
     "data": ("sdzoo.training.commands", "data"),
     "export": ("sdzoo.export.commands", "export"),
     "verify": ("sdzoo.export.commands", "verify"),

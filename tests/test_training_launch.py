@@ -119,7 +119,7 @@ def test_trains_real_steps_resumes_exactly_and_evaluates(
     model = load_model("sd_resnet20", checkpoint=checkpoint)
     assert model.survival[-1] == pytest.approx(0.9)
     assert model.pretrained_cfg["label_names"][9] == "Ankle boot"
-    sdzoo("evaluate", "sd_resnet20", "--checkpoint", checkpoint, "--data-dir", fashion_mnist_root)
+    sdzoo("evaluate", "sd_resnet20", "--checkpoint", checkpoint, "--data-dir", fashion_mnist_root, "--record")
     assert f"top-1 {best.top1:.2f} %" in capfd.readouterr().out
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from sdzoo.errors import InputError
 from sdzoo.models.gates import Gates
+from sdzoo.training.evaluation import Score, note
 from sdzoo.training.report import read_result, rows, write_report
 
 STEPS = 40
@@ -62,8 +63,8 @@ def test_arms_are_compared_with_constant_depth(folders: list[Path]) -> None:
 
 
 def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) -> None:
-    recorded = ["checkpoint,images,correct,n,error", "checkpoint-2.pth.tar,test,910,1000,9.0"]
-    (folders[1] / "evaluations.csv").write_text("\n".join([*recorded, "checkpoint-0.pth.tar,test,1,2,50.0"]))
+    note(folders[1] / "checkpoint-2.pth.tar", "test", Score(910, 1_000))
+    note(folders[1] / "checkpoint-0.pth.tar", "test", Score(1, 2))
     assert read_result(folders[1]).test_errors == {"test": 9.0}
 
 

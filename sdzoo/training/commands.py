@@ -1,4 +1,4 @@
-"""The commands ``sdzoo train``, ``sdzoo evaluate`` and ``sdzoo data``."""
+"""The commands ``sdzoo train``, ``evaluate``, ``report`` and ``data``."""
 
 import shlex
 from pathlib import Path
@@ -69,11 +69,14 @@ def evaluate(
     images: Annotated[Path | None, typer.Option(help="Evaluate on this class-per-folder tree instead.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="Run this ONNX file in place of PyTorch.")] = None,
     drop_path: Annotated[float | None, typer.Option(help="1 - p_L, where the weights carry no schedule.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Note it beside the checkpoint, for the report.")] = False,
 ) -> None:
     """Print top-1 error, number of images and 95 % interval on a split of the weights' data set, or on a folder."""
     from sdzoo.checkpoints import load_model
     from sdzoo.training import evaluation
 
+    if record and checkpoint is None:
+        raise InputError("--record notes the result beside the checkpoint; give one with --checkpoint")
     network = load_model(model, checkpoint=checkpoint, drop_path=drop_path)
     score = evaluation.evaluate(
         network if onnx is None else evaluation.onnx_network(onnx),
@@ -84,6 +87,23 @@ def evaluate(
         f"{onnx or checkpoint or model} on {images or f'the {split} split'}: top-1 {score.top1:.2f} %, "
         f"error {score.error:.2f} % (95 % interval {low:.2f} to {high:.2f}), n = {score.n:,}"
     )
+    if record and checkpoint is not None:
+        evaluation.note(checkpoint, images.name if images else split, score)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Training folders: the arms to compare, any number of seeds.")],
+    output: Annotated[Path, typer.Option(help="Folder for the table, the curves and their numbers.")] = Path("report"),
+) -> None:
+    """Compare finished runs: errors over seeds, time against constant depth, open blocks, learning curves."""
+    from sdzoo.training.report import write_report
+
+    rows = write_report(runs, output)
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(row.get(column, "") for column in rows[0]))
+    Console(width=max(console.width, 160)).print(table)
+    console.print(f"written: {output.resolve()}", markup=False)
 
 
 def data(

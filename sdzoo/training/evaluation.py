@@ -1,5 +1,6 @@
 """Top-1 of a network on a split or a folder of images, with its uncertainty."""
 
+import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from sdzoo.models.datasets import DATASETS
 from sdzoo.samples import class_indices, folder_name, read_samples
 from sdzoo.training.data import SplitDataset, open_split
 
+EVALUATIONS = "evaluations.csv"
 Z95 = 1.959964  # the 97.5 % quantile of the normal distribution
 
 
@@ -109,6 +111,17 @@ class ImageFiles(Dataset[tuple[Any, int]]):
         """Return one transformed image and its label."""
         with Image.open(self.files[index]) as image:
             return self.transform(image.convert("RGB")), self.targets[index]
+
+
+def note(checkpoint: Path, images: str, score: Score) -> None:
+    """Add a score to ``evaluations.csv`` beside the checkpoint, where the report finds it."""
+    file = checkpoint.parent / EVALUATIONS
+    new = not file.exists()
+    with file.open("a", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines, lineterminator="\n")
+        if new:
+            writer.writerow(("checkpoint", "images", "correct", "n", "error"))
+        writer.writerow((checkpoint.name, images, score.correct, score.n, f"{score.error:.4f}"))
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:

@@ -17,13 +17,12 @@ from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.models.gates import STEP_KEY, Gates
 from sdzoo.models.sd_resnet import SURVIVAL_KEY
+from sdzoo.training.evaluation import EVALUATIONS
 from sdzoo.training.runs import Epoch, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EVALUATIONS = "evaluations.csv"
-EVALUATION_FIELDS = ("checkpoint", "images", "correct", "n", "error")
 FORMATS = (".png", ".svg")
 
 

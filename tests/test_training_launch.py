@@ -121,6 +121,8 @@ def test_trains_real_steps_resumes_exactly_and_evaluates(
     assert model.pretrained_cfg["label_names"][9] == "Ankle boot"
     sdzoo("evaluate", "sd_resnet20", "--checkpoint", checkpoint, "--data-dir", fashion_mnist_root, "--record")
     assert f"top-1 {best.top1:.2f} %" in capfd.readouterr().out
+    recorded = (checkpoint.parent / "evaluations.csv").read_text().splitlines()
+    assert recorded[1].startswith(f"{checkpoint.name},validation,{round(50 * best.top1)},5000,")
 
 
 def stop_after(run: Run, epoch: int) -> Path:

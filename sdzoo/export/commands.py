@@ -120,7 +120,8 @@ def quantize(
         sizes = file.stat().st_size, temporary.stat().st_size
         times = quality.times(file, temporary, labelled.pictures)
         console.print(_quality_table(kind, measured, max_loss, sizes, times))
-        console.print(f"accuracy on {measured.origin}; time on one thread of {processor()}")
+        advice = "" if images or data_dir else " (--data-dir measures on all of it)"
+        console.print(f"accuracy on {measured.origin}{advice}; time on one thread of {processor()}")
         console.print(f"in float32: {', '.join([KINDS[kind].float32, *(keep or [])])}")
         measured.check(kind, max_loss)
     console.print(f"written: {target.resolve()} ({sizes[1] / 1e6:.2f} MB)")

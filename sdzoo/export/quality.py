@@ -124,7 +124,7 @@ def images_to_measure(metadata: Metadata, folder: Path | None, data_dir: Path | 
     targets = class_indices(samples, metadata.labels)
     if targets is None:
         raise InputError(f"{folder}: its folders are not named after the labels {', '.join(metadata.labels)}")
-    origin = str(folder) if folder else "the shipped sample of the test set; --data-dir measures on all of it"
+    origin = str(folder) if folder else "the sample of the test set that ships with sdzoo"
     return Labelled([sample.path for sample in samples], np.array(targets), origin)
 
 

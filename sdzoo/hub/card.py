@@ -3,12 +3,14 @@
 Nothing in it depends on the time, the machine or its user: the same weights and results give the same card.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sdzoo.hub.results import Results
+from sdzoo.hub.smaller import Smaller, as_markdown
 from sdzoo.models.datasets import DATASETS
 
 PAPER = "https://arxiv.org/abs/1603.09382"
@@ -117,6 +119,7 @@ class Facts:
         arguments: Arguments of timm's script.
         arguments_kept: Whether the repository has all of them in a file.
         recipe: Recipe of the package they come from, empty where there is none.
+        smaller: Quantised files that are published with them.
     """
 
     repository: str
@@ -131,6 +134,7 @@ class Facts:
     arguments: dict[str, Any] = field(default_factory=dict)
     arguments_kept: bool = False
     recipe: str = ""
+    smaller: Sequence[Smaller] = ()
 
 
 def model_card(facts: Facts) -> ModelCard:
@@ -196,6 +200,8 @@ def _results(facts: Facts) -> str:
     if facts.validation:
         epoch, top1 = facts.validation
         lines.append(f"| validation, best epoch ({epoch}) | | {100 - top1:.2f} % | |")
+    if facts.smaller:
+        lines += ["", as_markdown(facts.smaller)]
     return "\n".join(lines)
 
 

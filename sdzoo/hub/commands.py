@@ -30,6 +30,10 @@ def push(
     model: Annotated[str | None, typer.Option(help="The network, where the checkpoint does not tell.")] = None,
     drop_path: Annotated[float | None, typer.Option(help="1 - p_L, where the weights carry no schedule.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Measure the test error on the data set in here.")] = None,
+    quantize: Annotated[
+        list[str] | None, typer.Option(help="Add this smaller ONNX file, int8 or fp16 (may be repeated).")
+    ] = None,
+    calibration: Annotated[Path | None, typer.Option(help="Folder with training images to quantize int8 with.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder here and show its card.")] = False,
     output: Annotated[Path | None, typer.Option(help="Folder for --dry-run; left out: NAME.")] = None,
 ) -> None:
@@ -37,16 +41,18 @@ def push(
     from sdzoo.hub import folder as prepare
     from sdzoo.hub.names import checked_repository, checked_revision
     from sdzoo.hub.push import publish
+    from sdzoo.hub.smaller import Order
     from sdzoo.models.digest import digest
 
     checked_repository(repo), checked_revision(revision)
     found = prepare.find_source(source, model)
     network = prepare.load(found, ema=ema, drop_path=drop_path)
     results = _results(found, network, data_dir)
+    order = Order(quantize or [], calibration, data_dir)
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "folder"
         folder.mkdir()
-        prepare.write_folder(folder, repo, found, network, results)
+        prepare.write_folder(folder, repo, found, network, results, order)
         if dry_run:
             return _keep(folder, output or Path(repo.partition("/")[2]))
         number = digest(network.state_dict())

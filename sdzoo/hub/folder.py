@@ -1,7 +1,7 @@
 """What is published: a folder with weights, configuration, ONNX graph, results, model card and the sums of them all."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sdzoo.errors import InputError
 from sdzoo.hub.card import Facts, model_card
 from sdzoo.hub.catalogue import cost
 from sdzoo.hub.results import Results, dataset_of, public_arguments, recipe_arguments, recipe_of
+from sdzoo.hub.smaller import Order, Smaller, encode, write_smaller
 from sdzoo.hub.sums import write_sums
 from sdzoo.models.digest import NOTE, digest, with_digest
 from sdzoo.models.sd_resnet import SdResNet
@@ -102,7 +103,14 @@ def load(source: Source, *, ema: bool | None = None, drop_path: float | None = N
     return model
 
 
-def write_folder(folder: Path, repository: str, source: Source, model: SdResNet, results: Results | None) -> None:
+def write_folder(
+    folder: Path,
+    repository: str,
+    source: Source,
+    model: SdResNet,
+    results: Results | None,
+    order: Order | None = None,
+) -> None:
     """Write all files of a repository into an empty folder.
 
     Args:
@@ -111,9 +119,11 @@ def write_folder(folder: Path, repository: str, source: Source, model: SdResNet,
         source: Where the weights come from.
         model: The network, in evaluation mode.
         results: Its results on the test split, where they are known.
+        order: The quantised files to add.
 
     Raises:
-        InputError: The results are those of other weights, or the ONNX graph does not answer as the network does.
+        InputError: The results are those of other weights, the ONNX graph does not answer as the network does, or a
+            quantised file cannot be made or loses too much.
     """
     weights = with_digest(model.state_dict())
     if results and results.digest != digest(weights):
@@ -124,8 +134,9 @@ def write_folder(folder: Path, repository: str, source: Source, model: SdResNet,
     (folder / WEIGHTS).write_bytes(save(weights, metadata={"format": "pt"}))
     _write_config(folder / CONFIG, model, digest(weights))
     _write_graph(folder / GRAPH, model)
-    _write_results(folder / RESULTS, source, results)
-    card = model_card(_facts(repository, source, model, weights, results))
+    smaller = write_smaller(folder / GRAPH, order or Order())
+    _write_results(folder / RESULTS, source, results, smaller)
+    card = model_card(_facts(repository, source, model, weights, results, smaller))
     (folder / CARD).write_text(str(card), encoding="utf-8", newline="\n")
     write_sums(folder)
 
@@ -162,8 +173,10 @@ def _write_graph(path: Path, model: SdResNet) -> None:
     compare(Classifier(path, "cpu"), model, read_samples()).check()
 
 
-def _write_results(folder: Path, source: Source, results: Results | None) -> None:
+def _write_results(folder: Path, source: Source, results: Results | None, smaller: Sequence[Smaller]) -> None:
     folder.mkdir()
+    if smaller:
+        (folder / "onnx.json").write_text(encode(smaller), encoding="utf-8", newline="\n")
     if results:
         noted = source.results and Results.read(source.results) == results  # with more beside it
         text = source.results.read_text(encoding="utf-8") if noted and source.results else results.encode()
@@ -174,7 +187,12 @@ def _write_results(folder: Path, source: Source, results: Results | None) -> Non
 
 
 def _facts(
-    repository: str, source: Source, model: SdResNet, weights: Mapping[str, Tensor], results: Results | None
+    repository: str,
+    source: Source,
+    model: SdResNet,
+    weights: Mapping[str, Tensor],
+    results: Results | None,
+    smaller: Sequence[Smaller],
 ) -> Facts:
     cfg: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
     parameters, macs = cost(model, cfg["input_size"])
@@ -193,6 +211,7 @@ def _facts(
         arguments=arguments,
         arguments_kept=source.run is not None,
         recipe=recipe or recipe_of(arguments),
+        smaller=smaller,
     )
 
 

@@ -47,6 +47,21 @@ def test_command_line(tmp_path: Path) -> None:
     assert several[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
 
 
+def test_command_line_of_several_machines_and_of_a_run_that_resumes_itself() -> None:
+    recipe = launch.find_recipe("fashion_mnist_resnet20")
+    words = launch.command(recipe, [], Path("train.py"), launch.Machines(8, 2, "host:29400"))
+    assert words[1:11] == [
+        *("-m", "torch.distributed.run", "--nnodes", "2", "--rdzv-backend", "c10d"),
+        *("--rdzv-endpoint", "host:29400", "--nproc-per-node", "8"),
+    ]
+    assert words[11] == "train.py"
+    alone = launch.command(recipe, [], Path("train.py"), launch.Machines(restarts=2))
+    assert alone[1:11] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "--max-restarts", "2"),
+        *("-m", "sdzoo.training.resume", "train.py"),
+    ]
+
+
 def test_a_resumed_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     recipe = launch.find_recipe("fashion_mnist_resnet20")
     words = launch.command(
@@ -148,9 +163,30 @@ def test_absent_data_is_said_before_anything_runs(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nnodes", "2"], "give --rdzv-endpoint HOST:PORT"),
+        (["--nnodes", "2", "--rdzv-endpoint", "host:29400"], "name the run with --experiment"),
+        (["--torchscript"], "cannot train under --torchscript"),
+    ],
+)
+def test_what_cannot_train_is_said_before_anything_runs(
+    timm_script: Path, arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sdzoo("train", "fashion_mnist_resnet20", *arguments, expect=1)
+    printed = capfd.readouterr().err
+    assert said in printed
+    assert len(printed.splitlines()) == 1
+
+
 def test_list_and_dry_run(timm_script: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sdzoo("train", "--list")
-    assert "fashion_mnist_resnet20" in capfd.readouterr().out
+    listed = capfd.readouterr().out
+    assert len(launch.recipes()) > 8
+    for recipe in launch.recipes():
+        assert recipe.name in listed
+    assert "4.91 %" in " ".join(listed.split())
     sdzoo("train", "fashion_mnist_resnet20", "--dry-run", "--lr", "0.05")
     printed = capfd.readouterr().out
     assert printed.strip().endswith("--lr 0.05")

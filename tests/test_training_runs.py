@@ -42,6 +42,15 @@ def test_seconds_are_steps_times_their_average(tmp_path: Path) -> None:
     assert Run(tmp_path).seconds() == {0: pytest.approx(429 * 0.402), 12: pytest.approx(429 * 0.5)}
 
 
+def test_checkpoints_by_epoch(tmp_path: Path) -> None:
+    folder(tmp_path, [], kept=[3, 12])
+    (tmp_path / "checkpoint-x.pth.tar").touch()
+    assert {epoch: path.name for epoch, path in Run(tmp_path).checkpoints().items()} == {
+        3: "checkpoint-3.pth.tar",
+        12: "checkpoint-12.pth.tar",
+    }
+
+
 def test_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not a training folder, it has no args\.yaml"):
         Run(tmp_path).arguments()

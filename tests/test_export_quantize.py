@@ -351,6 +351,7 @@ def test_verify_and_quantize_refuse_a_smaller_file(run: Run, int8: Path, tmp_pat
 # --- trained weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_trained_weights_lose_little(kind: str, fashion_mnist_files: Path, tmp_path: Path) -> None:
     """At most 0.1 points on 10,000 images, and twice the standard error (0.05 points) of so few different answers."""

@@ -31,7 +31,8 @@ def _time(step: Callable[[], object]) -> float:
         step()
         end.record()
         torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
+        milliseconds: float = start.elapsed_time(end)
+        return milliseconds / 1e3
     began = time.perf_counter()
     step()
     return time.perf_counter() - began

@@ -168,7 +168,7 @@ class SdResNet(nn.Module):
         """Map images [N, in_chans, H, W] to features [N, 64, ceil(ceil(H / 2) / 2), ceil(ceil(W / 2) / 2)]."""
         x = self.act1(self.bn1(self.conv1(x)))
         if self.training:
-            if torch.jit.is_scripting():
+            if torch.jit.is_scripting():  # type: ignore[attr-defined]
                 raise RuntimeError("stochastic depth cannot train under TorchScript: use --torchcompile")
             trained: Tensor = self._train_stages(x)[-1]
             return trained

@@ -272,6 +272,38 @@ def test_intermediates_are_those_of_the_forward(training: bool) -> None:
     assert last.shape == (2, 64, 8, 8)
 
 
+# timm's own two tests of intermediates choose their models by module name and pass these networks by.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_gives_intermediates_as_its_feature_info_says(name: str) -> None:
+    model = timm.create_model(name).eval()
+    info = timm.models.FeatureInfo(model.feature_info, len(model.feature_info))
+    x = images(1, 20)
+    with torch.inference_mode():
+        output, taps = model.forward_intermediates(x)
+        assert len(taps) == len(info.channels()) == 4
+        for tap, channels, reduction in zip(taps, info.channels(), info.reduction(), strict=True):
+            assert tap.shape == (1, channels, 20 // reduction, 20 // reduction)
+            assert tap.isfinite().all()
+        assert torch.equal(output, model.forward_features(x))
+        model.set_grad_checkpointing()
+        assert torch.equal(model.forward_intermediates(x)[0], output)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_network_is_a_feature_extractor(name: str) -> None:
+    model = timm.create_model(name, features_only=True, feature_cls="getter").eval()
+    with torch.inference_mode():
+        taps = model(images(1, 20))
+    assert len(taps) == len(model.feature_info.channels()) == 4
+    for tap, channels, reduction in zip(
+        taps, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+    ):
+        assert tap.shape == (1, channels, 20 // reduction, 20 // reduction)
+        assert tap.isfinite().all()
+
+
 def test_intermediates_alone_give_every_closed_block_before_them_zeros() -> None:
     model = timm.create_model("sd_resnet20", survival=[1e-12] * 9).train()
     taps = model.forward_intermediates(images(2, 32), indices=[1], intermediates_only=True)

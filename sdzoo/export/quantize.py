@@ -3,7 +3,8 @@
 ``int8`` quantises every convolution and residual sum, statically: activations in 8 bits, weights in 7 bits with a scale
 for each output channel. The eighth bit would be wrong on processors without VNNI, whose 16-bit partial sums overflow
 silently: a file must answer the same on every processor. The range of each activation is the smallest and largest
-value over the calibration images.
+value over the calibration images; entropy and percentiles did no better (sd_resnet20.fashion_mnist, 10,000 test images:
+float32 93.58 %, smallest and largest 93.57, entropy 93.57, 99.999 % 93.64, 99.99 % 93.60).
 
 onnxruntime does the work; the bytes depend on the graph and the images alone.
 """

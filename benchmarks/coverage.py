@@ -162,7 +162,12 @@ def _title(results: list[Row]) -> str:
 
 def _conditions(command: str) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("timm", "torch"))
-    return f"`{command}`, drop_path_rate {RATE}, batch {BATCH}, {versions}, {hardware()}."
+    return (
+        f"`{command}`, drop_path_rate {RATE}, batch {BATCH}, {versions}, {hardware()}.\n\n"
+        "Differences are relative to the largest output or gradient. Where there are any, the first that differ "
+        "are equal numbers in another memory format (a closed path hands on its shortcut in the shortcut's, timm's sum "
+        "has the branch's), and what follows rounds in another order."
+    )
 
 
 def main() -> None:

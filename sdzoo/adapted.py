@@ -36,12 +36,14 @@ def load_adapted(
     rate = arguments.get("drop_path") if drop_path is None else drop_path
     if not rate:
         raise InputError(f"{checkpoint or name}: its DropPath rate is not known; say it with --drop-path")
+    untagged = None if pretrained and weights is None else {"tag": ""}
     try:
         model: nn.Module = timm.create_model(
             name,
             pretrained=pretrained and weights is None,
             drop_path_rate=rate,
             num_classes=arguments.get("num_classes"),
+            pretrained_cfg_overlay=untagged,
             **_options(arguments),
         )
         if weights is not None:

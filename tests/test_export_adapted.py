@@ -1,5 +1,6 @@
 """Converted timm networks as ONNX files: the same answers, the same bytes everywhere, p_l folded."""
 
+import argparse
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ import onnx
 import pytest
 import timm
 import torch
+from commandline import sdzoo
 from onnx import TensorProto, helper, numpy_helper
 from skip_families import FAMILIES, images, network
 from torch import nn
@@ -21,6 +23,7 @@ from sdzoo.export.adapted import Written, metadata_of, write_adapted_onnx
 from sdzoo.export.survival import SCOPE, SOURCE, fold_survival, survival_products
 from sdzoo.export.verify import compare
 from sdzoo.metadata import Metadata
+from sdzoo.models import skip_names  # noqa: F401  registers skip_*
 from sdzoo.runtime import Classifier, session
 from sdzoo.samples import read_samples
 
@@ -206,3 +209,17 @@ def test_folding(case: str, tmp_path: Path) -> None:
     assert left == ([] if case in FOLDABLE else ["product"])
     assert any(node.name == "product" for node in proto.graph.node) == (case in STUCK)
     assert np.allclose(run(proto, tmp_path), before, rtol=1e-5, atol=1e-6)
+
+
+def test_commands_export_and_verify_a_converted_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("skip_test_resnet", drop_path_rate=0.4, rule="paper")
+    checkpoint, file = tmp_path / "trained.pth.tar", tmp_path / "model.onnx"
+    arguments = argparse.Namespace(drop_path=0.4, model_kwargs={"rule": "paper"}, num_classes=1000)
+    torch.save({"state_dict": model.state_dict(), "args": arguments}, checkpoint)
+    sdzoo("export", "--model", "skip_test_resnet", "--checkpoint", checkpoint, "--output", file)
+    assert "survival probabilities are folded into the branches" in capsys.readouterr().out
+    sdzoo("verify", file, "--checkpoint", checkpoint)
+    sdzoo("verify", file, expect=1)
+    sdzoo("export", "--model", "skip_test_resnet", "--checkpoint", checkpoint, "--input", "uint8", expect=1)
+    assert "--input, --top, --batch and --opset are for the networks of the zoo" in capsys.readouterr().err

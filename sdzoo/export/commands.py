@@ -47,16 +47,15 @@ def export(
     verify: Annotated[bool, typer.Option(help="Compare with PyTorch on real images before it counts.")] = True,
 ) -> None:
     """Fold a network into an ONNX file and verify it on real images."""
-    from sdzoo.checkpoints import load_model
-    from sdzoo.export.graph import write_onnx
     from sdzoo.files import replacing
 
     target = output or Path(f"{model}.onnx")
+    graph = {"size": size, "input": input, "softmax": softmax, "top": top, "batch": batch, "opset": opset}
     with replacing(target) as temporary:
-        network = load_model(model, checkpoint=checkpoint, pretrained=pretrained, drop_path=drop_path)
-        write_onnx(network, temporary, size=size, input=input, softmax=softmax, top=top, batch=batch, opset=opset)
+        network = _load(model, checkpoint=checkpoint, pretrained=pretrained, drop_path=drop_path)
+        folded = _write(model, network, temporary, graph)
         console.print(f"{checkpoint or model}: {_facts(network)}")
-        console.print("batch normalisation and survival probabilities are folded into the convolutions")
+        console.print(folded)
         if verify:
             _verify(temporary, network)
     console.print(f"written: {target.resolve()} ({target.stat().st_size / 1e6:.2f} MB)")
@@ -70,7 +69,6 @@ def verify(
     device: Device = "cpu",
 ) -> None:
     """Compare an ONNX file with the PyTorch network it was written from, on real images."""
-    from sdzoo.checkpoints import load_model
     from sdzoo.errors import InputError
     from sdzoo.export.verify import check_weights
     from sdzoo.metadata import FLOAT32
@@ -82,7 +80,7 @@ def verify(
     if checkpoint is None and not metadata.tag:
         raise InputError(f"{file}: its weights are not published ones; give their file with --checkpoint")
     name = metadata.model if checkpoint else metadata.name
-    network = load_model(name, checkpoint=checkpoint, drop_path=drop_path)
+    network = _load(name, checkpoint=checkpoint, drop_path=drop_path)
     check_weights(file, metadata, network)
     console.print(f"{file}: written from {checkpoint or name}, {_facts(network)}")
     _verify(file, network, images, device)
@@ -151,6 +149,32 @@ def classify(
         console.print(_prediction_table(answers, top))
 
 
+def _load(name: str, **arguments: Any) -> Any:
+    """Return a network of the zoo, or one of timm's by its name ``skip_...``."""
+    from sdzoo.adapted import load_adapted
+    from sdzoo.checkpoints import load_model
+    from sdzoo.models.skip_names import PREFIX
+
+    return (load_adapted if name.startswith(PREFIX) else load_model)(name, **arguments)
+
+
+def _write(name: str, network: Any, path: Path, graph: dict[str, Any]) -> str:
+    """Write the graph, and say what became of the survival probabilities."""
+    from sdzoo.errors import InputError
+    from sdzoo.export.adapted import write_adapted_onnx
+    from sdzoo.export.graph import write_onnx
+    from sdzoo.models.skip_names import PREFIX
+
+    if not name.startswith(PREFIX):
+        write_onnx(network, path, **graph)
+        return "batch normalisation and survival probabilities are folded into the convolutions"
+    if graph["input"] != "float32" or graph["top"] or graph["batch"] or graph["opset"] != 17:
+        raise InputError(f"{name}: --input, --top, --batch and --opset are for the networks of the zoo")
+    written = write_adapted_onnx(network, path, size=graph["size"], softmax=graph["softmax"])
+    stay = f"; {len(written.left)} products stay: {', '.join(written.left)}" if written.left else ""
+    return f"{written.folded} survival probabilities are folded into the branches{stay}"
+
+
 def _verify(file: Path, network: "SdResNet", images: Path | None = None, device: str = "cpu") -> None:
     """Print how the file compares with the network, and fail where it is beyond the tolerance."""
     from sdzoo.export.verify import compare
@@ -167,7 +191,7 @@ def _verify(file: Path, network: "SdResNet", images: Path | None = None, device:
 def _facts(network: "SdResNet") -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     L, p_L = len(network.survival), network.survival[-1]
-    return f"{parameters:,} parameters, {L} residual blocks, survival probability of the last p_L = {p_L:g}"
+    return f"{parameters:,} parameters, {L} residual paths, survival probability of the last p_L = {p_L:g}"
 
 
 def _comparison_table(comparison: "Comparison") -> Table:

@@ -40,6 +40,7 @@ def train(
     processes = nproc_per_node or max(1, torch.cuda.device_count())
     machines = launch.Machines(processes, nnodes, rdzv_endpoint, RESTARTS if auto_resume else 0)
     launch.check_arguments(context.args, machines)
+    launch.check_model(found, context.args)
     words = launch.command(found, context.args, script, machines)
     if dry_run:
         return console.print(shlex.join(words), markup=False)

@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from sdzoo.errors import InputError
+from sdzoo.models.skip_names import check_name
 from sdzoo.training.data import PROTOCOLS, open_split
 from sdzoo.training.runs import LOG
 
@@ -164,6 +165,11 @@ def check_arguments(arguments: Sequence[str], machines: Machines) -> None:
         raise InputError("several machines must meet somewhere: give --rdzv-endpoint HOST:PORT of one of them")
     if machines.nodes > 1 and not value_of("--experiment", arguments):
         raise InputError("name the run with --experiment: every machine must write to the same folder")
+
+
+def check_model(recipe: Recipe, arguments: Sequence[str]) -> None:
+    """Raise InputError, with near names, for a name ``skip_...`` that timm has no network for."""
+    check_name(value_of("--model", arguments) or str(recipe.values().get("model", "")))
 
 
 def check_data(recipe: Recipe, arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from local_hub import hub as hub
 from PIL import Image
 from published import published as published
@@ -13,6 +14,10 @@ from published import run_folder as run_folder
 
 from sdzoo.models.datasets import DATASETS
 from sdzoo.samples import class_indices, read_samples
+
+# The tests run one process a core: one thread in each, and in the processes they start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

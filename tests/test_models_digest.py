@@ -106,9 +106,7 @@ LOADS: dict[str, Callable[[Path], nn.Module]] = {
     "no head": lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0),
     "grey images": lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True, in_chans=1),
     "features": lambda folder: timm.create_model(f"local-dir:{folder}", pretrained=True, features_only=True),
-    "checkpoint_path": lambda folder: timm.create_model(
-        "sd_resnet20", checkpoint_path=folder / "model.safetensors"
-    ),
+    "checkpoint_path": lambda folder: timm.create_model("sd_resnet20", checkpoint_path=folder / "model.safetensors"),
     "file": lambda folder: timm.create_model(
         "sd_resnet20", pretrained=True, pretrained_cfg_overlay={"file": str(folder / "model.safetensors")}
     ),

@@ -62,9 +62,7 @@ class Results:
             fields = json.loads(path.read_text(encoding="utf-8"))
             test, best = fields["test"], fields.get("best_epoch")
             validation = None if best is None else (int(best), float(fields["validation_top1"]))
-            return cls(
-                fields["tag"], test["top1"], test["n"], fields["digest"], fields.get("recipe", ""), validation
-            )
+            return cls(fields["tag"], test["top1"], test["n"], fields["digest"], fields.get("recipe", ""), validation)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: no readable results ({error!r})") from error
 

@@ -1,6 +1,9 @@
 """From a name and, if given, a checkpoint file to a network ready to evaluate, or one line that says why not."""
 
+import json
 import math
+import warnings
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,6 +25,7 @@ from sdzoo.models.sd_resnet import SURVIVAL_KEY, SdResNet
 from sdzoo.models.survival import survival_probabilities
 from sdzoo.training.data import PROTOCOLS
 
+COPIED = ("input_size", "mean", "std")
 OPTIONAL_KEYS = {SURVIVAL_KEY, STEP_KEY, DIGEST_KEY}
 
 
@@ -39,16 +43,24 @@ class Checkpoint:
         return None if survival is None else tuple(survival.double().tolist())
 
     def cfg(self) -> dict[str, Any]:
-        """Return what timm's configuration should say of these weights: classes, input, statistics, labels."""
-        cfg: dict[str, Any] = {
-            key: tuple(value) for key in ("input_size", "mean", "std") if (value := self.arguments.get(key))
-        }
-        if "fc.weight" in self.state_dict:
-            cfg["num_classes"] = len(self.state_dict["fc.weight"])
-        protocol = PROTOCOLS.get((self.arguments.get("dataset") or "").removeprefix("torch/"))
-        if protocol and len(labels := DATASETS[protocol.source].labels) == cfg.get("num_classes"):
-            cfg["label_names"] = labels
-        return cfg
+        """Return what timm's configuration should say of these weights, as far as the file or its folder tells."""
+        published = self.path.with_name("config.json")
+        said: Mapping[str, Any]
+        if self.path.suffix == ".safetensors" and published.is_file():
+            config = json.loads(published.read_text(encoding="utf-8"))
+            said = {**config["pretrained_cfg"], "label_names": config.get("label_names")}
+        else:
+            said = self.arguments
+        return {key: tuple(value) for key in COPIED if (value := said.get(key))} | self._classes(said)
+
+    def _classes(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Return number and names of the classes; names only where they are known and fit."""
+        if "fc.weight" not in self.state_dict:
+            return {}
+        n = len(self.state_dict["fc.weight"])
+        protocol = PROTOCOLS.get((said.get("dataset") or "").removeprefix("torch/"))
+        labels = DATASETS[protocol.source].labels if protocol else tuple(said.get("label_names") or ())
+        return {"num_classes": n} | ({"label_names": labels if len(labels) == n else ()} if said else {})
 
 
 def read_checkpoint(path: Path, use_ema: bool = True) -> Checkpoint:
@@ -64,14 +76,16 @@ def read_checkpoint(path: Path, use_ema: bool = True) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        state_dict = load_state_dict(str(path), use_ema=use_ema)
-        metadata = {} if path.suffix == ".safetensors" else load_checkpoint_metadata(str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about a format that it then refuses
+            state_dict = load_state_dict(str(path), use_ema=use_ema)
+            metadata = {} if path.suffix == ".safetensors" else load_checkpoint_metadata(str(path))
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise InputError(f"{path}: {_why_unreadable(path)}") from error
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise InputError(f"{path}: not a checkpoint, it holds no table of tensors")
     arguments = metadata.get("args")
-    return Checkpoint(path, state_dict, vars(arguments) if arguments else {})
+    return Checkpoint(path, state_dict, vars(arguments) if isinstance(arguments, Namespace) else {})
 
 
 def _why_unreadable(path: Path) -> str:
@@ -116,7 +130,8 @@ def check_name(name: str) -> None:
     """Raise InputError with the nearest names unless ``name`` is a model of the zoo, with or without its tag."""
     known = sorted({*timm.list_models("sd_resnet*"), *timm.list_models("sd_resnet*", include_tags=True)})
     if name not in known:
-        near = get_close_matches(name, known, n=4, cutoff=0.5) or timm.list_models("sd_resnet*")
+        tags = [other for other in known if other.startswith(f"{name.partition('.')[0]}.")]
+        near = tags or get_close_matches(name, known, n=4, cutoff=0.5) or timm.list_models("sd_resnet*")
         raise InputError(f"unknown model {name!r}; near names: {', '.join(near)}")
 
 
@@ -132,23 +147,43 @@ def _from_tag(name: str) -> SdResNet:
 
 
 def _from_checkpoint(name: str, weights: Checkpoint, drop_path: float | None) -> SdResNet:
-    if weights.schedule() is None and drop_path is None:
-        raise InputError(f"{weights.path}: carries no survival probabilities; say them with --drop-path (1 - p_L)")
+    """Create the network that the weights fit, and load them."""
+    try:
+        model = _fitting(name, weights, drop_path)
+        _check_architecture(name, model, weights)
+        schedule = _schedule_of(weights, drop_path, len(model.survival))
+        model.load_state_dict({**weights.state_dict, SURVIVAL_KEY: torch.tensor(schedule, dtype=torch.float64)})
+    except InputError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:  # whatever odd tensors lead to
+        raise InputError(f"{weights.path}: not a checkpoint of {name}: {error}") from error
+    return model
+
+
+def _fitting(name: str, weights: Checkpoint, drop_path: float | None) -> SdResNet:
+    """Return a network with the classes and channels of the weights."""
+    # A name with a tag says which classes these are, a bare one does not.
+    cfg = ({} if "." in name else {"label_names": ()}) | weights.cfg()
+    stem = weights.state_dict.get("conv1.weight")
     model: SdResNet = timm.create_model(
         name,
-        in_chans=weights.state_dict["conv1.weight"].shape[1] if "conv1.weight" in weights.state_dict else None,
-        num_classes=weights.cfg().get("num_classes"),
+        in_chans=None if stem is None else stem.shape[1],
+        num_classes=cfg.get("num_classes"),
         drop_path_rate=drop_path if weights.schedule() is None else None,
-        pretrained_cfg_overlay=weights.cfg() | {"tag": ""},  # these are not the tag's weights
+        pretrained_cfg_overlay=cfg | {"tag": ""},  # these are not the tag's weights
     )
-    _check_architecture(name, model, weights)
-    _check_agreement(str(weights.path), weights.schedule() or model.survival, drop_path)
-    survival = torch.tensor(weights.schedule() or model.survival, dtype=torch.float64)
-    try:
-        model.load_state_dict({**weights.state_dict, SURVIVAL_KEY: survival})
-    except RuntimeError as error:
-        raise InputError(f"{weights.path}: {error}") from error
     return model
+
+
+def _schedule_of(weights: Checkpoint, drop_path: float | None, L: int) -> tuple[float, ...]:
+    """Return the survival probabilities that the weights carry, else those of ``drop_path``."""
+    schedule = weights.schedule()
+    if schedule is not None:
+        _check_agreement(str(weights.path), schedule, drop_path)
+        return schedule
+    if drop_path is None:
+        raise InputError(f"{weights.path}: carries no survival probabilities; say them with --drop-path (1 - p_L)")
+    return survival_probabilities(L, 1 - drop_path)
 
 
 def _check_architecture(name: str, model: SdResNet, weights: Checkpoint) -> None:

@@ -1,7 +1,9 @@
 """Loading from a name and a checkpoint: the right network, or one line that says why not."""
 
 import argparse
+import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -150,3 +152,60 @@ def test_a_file_without_tensors(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "a.pth")
     with pytest.raises(InputError, match="not a checkpoint"):
         load_model("sd_resnet20", checkpoint=tmp_path / "a.pth")
+
+
+def test_a_foreign_network_is_named_by_its_keys_not_asked_for_a_schedule(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"not a checkpoint of sd_resnet20: .* unknown"):
+        load_model("sd_resnet20", checkpoint=tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dataset", ["", "torch/sd_cifar100", "folder"])
+def test_labels_are_not_those_of_another_data_set(tmp_path: Path, dataset: str) -> None:
+    arguments = argparse.Namespace(dataset=dataset)
+    torch.save({"state_dict": network().state_dict(), "args": arguments}, tmp_path / "a.pth")
+    save_file(network().state_dict(), tmp_path / "a.safetensors")
+    for name in ("a.pth", "a.safetensors"):
+        assert load_model("sd_resnet20", checkpoint=tmp_path / name).pretrained_cfg["label_names"] == ()
+    named = load_model("sd_resnet20.fashion_mnist", checkpoint=tmp_path / "a.safetensors")
+    assert named.pretrained_cfg["label_names"][9] == "Ankle boot"
+
+
+def test_a_published_folder_says_what_its_weights_are(tmp_path: Path) -> None:
+    save_file(network().state_dict(), tmp_path / "model.safetensors")
+    labels = [f"class {number}" for number in range(10)]
+    cfg = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, 20, 20]}
+    (tmp_path / "config.json").write_text(json.dumps({"label_names": labels, "pretrained_cfg": cfg}))
+    model = load_model("sd_resnet20", checkpoint=tmp_path / "model.safetensors")
+    assert model.pretrained_cfg["label_names"] == tuple(labels)
+    assert model.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
+    assert model.pretrained_cfg["input_size"] == (3, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"survival": torch.full((9,), 2.0)},
+        {"survival": torch.full((9,), torch.nan)},
+        {"gate_step": torch.zeros(3)},
+        {"conv1.weight": torch.zeros(16)},
+        {"fc.weight": torch.tensor(1.0)},
+    ],
+    ids=lambda odd: " ".join(odd),
+)
+def test_odd_tensors_are_one_line(tmp_path: Path, odd: dict[str, torch.Tensor]) -> None:
+    torch.save(network().state_dict() | odd, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a\.pth: not a checkpoint of sd_resnet20"):
+        load_model("sd_resnet20", checkpoint=tmp_path / "a.pth")
+
+
+def test_an_unknown_tag_lists_those_of_the_network() -> None:
+    with pytest.raises(InputError, match=r"unknown model 'sd_resnet20\.nope'; near names: sd_resnet20\.fashion_mnist"):
+        load_model("sd_resnet20.nope")
+
+
+def test_a_plain_pickle_is_refused_without_a_word_of_torchs(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(InputError, match=r"evil\.pth: "):
+        load_model("sd_resnet20", checkpoint=tmp_path / "evil.pth")
+    assert not recwarn.list

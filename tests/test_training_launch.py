@@ -191,3 +191,14 @@ def test_list_and_dry_run(timm_script: Path, capfd: pytest.CaptureFixture[str]) 
     printed = capfd.readouterr().out
     assert printed.strip().endswith("--lr 0.05")
     assert str(timm_script.resolve()) in printed
+
+
+def test_broken_recipes_scripts_and_resumes_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: [")
+    with pytest.raises(InputError, match=r"mine\.yaml: not YAML"):
+        launch.find_recipe(str(tmp_path / "mine.yaml")).values()
+    (tmp_path / "train.py").write_text("def (")
+    with pytest.raises(InputError, match=r"train\.py: not timm's train script"):
+        launch.script_arguments(tmp_path / "train.py")
+    with pytest.raises(InputError, match=r"--resume .*absent\.pth\.tar: no such checkpoint"):
+        launch.check_arguments(["--resume", str(tmp_path / "absent.pth.tar")], launch.Machines(1))

@@ -86,3 +86,23 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a training folder"):
         write_report([tmp_path], tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+class Code:
+    """A pickle that would run code."""
+
+    def __reduce__(self) -> tuple:
+        return exec, ("raise SystemError('a pickle ran code')",)
+
+
+def test_a_checkpoint_with_code_is_refused(folders: list[Path]) -> None:
+    torch.save({"state_dict": Code()}, folders[0] / "checkpoint-1.pth.tar")
+    with pytest.raises(InputError, match="refused, it would run code"):
+        read_result(folders[0])
+
+
+def test_a_run_without_gates_is_one_line(folders: list[Path]) -> None:
+    weights = timm.create_model("sd_resnet20").state_dict()
+    torch.save({"state_dict": weights}, folders[0] / "checkpoint-1.pth.tar")
+    with pytest.raises(InputError, match="counts no draws of gates"):
+        read_result(folders[0])

@@ -58,3 +58,12 @@ def test_errors(tmp_path: Path) -> None:
         Run(tmp_path).epochs()
     with pytest.raises(InputError, match="no checkpoint of a finished epoch"):
         folder(tmp_path, [(0, 99.0)], kept=[]).best()
+
+
+def test_broken_files_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "args.yaml").write_text("a: [")
+    with pytest.raises(InputError, match=r"args\.yaml: not YAML"):
+        Run(tmp_path).arguments()
+    (tmp_path / "summary.csv").write_text("epoch,loss\n0,1\n")
+    with pytest.raises(InputError, match=r"summary\.csv: not a summary of timm's script"):
+        Run(tmp_path).epochs()

@@ -136,8 +136,21 @@ def preprocessing(model: nn.Module) -> Callable[[Any], Tensor]:
 
 
 def onnx_network(path: Path) -> Callable[[Tensor], Tensor]:
-    """Return an ONNX file as a function from images to logits."""
-    from sdzoo.runtime import session
+    """Return an ONNX file of sdzoo as a function from normalised images to logits.
 
-    run = session(path).run
-    return lambda images: torch.from_numpy(run(["logits"], {"images": images.numpy()})[0])
+    Raises:
+        InputError: The file is not one of sdzoo's or takes raw pixels, or, from the function, images of another shape.
+    """
+    from sdzoo.runtime import Classifier
+
+    classifier = Classifier(path)
+    if classifier.raw:
+        raise InputError(f"{path}: takes raw pixels; evaluate a file exported with --input float32")
+    shape = (classifier.channels, *classifier.size)
+
+    def network(images: Tensor) -> Tensor:
+        if images.shape[1:] != shape:
+            raise InputError(f"{path}: takes images of {shape}, these are {tuple(images.shape[1:])}")
+        return torch.from_numpy(classifier.run_images(images.numpy()))
+
+    return network

@@ -47,7 +47,10 @@ class Recipe:
 
     def values(self) -> dict[str, object]:
         """Return the arguments for timm's script, by their names in its parser."""
-        loaded = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        try:
+            loaded = yaml.safe_load(self.path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise InputError(f"{self.path}: not YAML ({error})") from error
         if not isinstance(loaded, dict):
             raise InputError(f"{self.path}: not a recipe, it must be a table of timm's arguments")
         return loaded
@@ -138,7 +141,10 @@ def script_parser(script: Path, recipe: Recipe | None = None) -> argparse.Argume
     if spec is None or spec.loader is None:
         raise InputError(f"{script}: not a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a file that is no train script may raise anything
+        raise InputError(f"{script}: not timm's train script ({error})") from error
     parser: argparse.ArgumentParser = module.parser
     parser.set_defaults(**(recipe.values() if recipe else {}))
     return parser
@@ -161,6 +167,9 @@ def check_arguments(arguments: Sequence[str], machines: Machines) -> None:
     """Raise InputError for what cannot train, before anything starts."""
     if value_of("--torchscript", arguments) is not None:
         raise InputError("stochastic depth cannot train under --torchscript: its gates are Python; use --torchcompile")
+    resumed = value_of("--resume", arguments)
+    if resumed and not Path(resumed).is_file():
+        raise InputError(f"--resume {resumed}: no such checkpoint")
     if machines.nodes > 1 and not machines.endpoint:
         raise InputError("several machines must meet somewhere: give --rdzv-endpoint HOST:PORT of one of them")
     if machines.nodes > 1 and not value_of("--experiment", arguments):

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from sdzoo.checkpoints import read_checkpoint
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.models.gates import STEP_KEY, Gates
-from sdzoo.models.sd_resnet import SURVIVAL_KEY
 from sdzoo.training.evaluation import EVALUATIONS
 from sdzoo.training.runs import Epoch, Run
 
@@ -68,9 +66,11 @@ def read_result(folder: Path) -> Result:
     run = Run(folder)
     arguments: dict[str, Any] = run.arguments()
     best, checkpoint = run.best()
-    last = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
-    survival, steps = tuple(last[SURVIVAL_KEY].tolist()), int(last[STEP_KEY])
-    options = {key: value for key, value in arguments["model_kwargs"].items() if key in ("sampling", "gate_seed")}
+    weights = read_checkpoint(checkpoint, use_ema=False)
+    survival, steps = weights.schedule(), int(weights.state_dict.get(STEP_KEY, 0))
+    if survival is None or steps == 0:
+        raise InputError(f"{checkpoint}: no training with stochastic depth, it counts no draws of gates")
+    options = arguments.get("model_kwargs") or {}
     gates = Gates(survival, options.get("sampling", "bernoulli"), options.get("gate_seed", 0))
     drawn = [sum(gates.at(step)) for step in range(steps)]
     return Result(

@@ -35,7 +35,10 @@ class Run:
         file = self.folder / "args.yaml"
         if not file.is_file():
             raise InputError(f"{self.folder}: not a training folder, it has no args.yaml")
-        arguments: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        try:
+            arguments: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise InputError(f"{file}: not YAML ({error})") from error
         return arguments
 
     def epochs(self) -> list[Epoch]:
@@ -47,8 +50,11 @@ class Run:
         if not file.is_file():
             raise InputError(f"{self.folder}: no epoch has been finished, summary.csv is missing")
         with file.open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row["epoch"] != "epoch"]
-        epochs = {int(row["epoch"]): _epoch(row) for row in rows}
+            rows = list(csv.DictReader(lines))
+        try:
+            epochs = {int(row["epoch"]): _epoch(row) for row in rows if row["epoch"] != "epoch"}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}: not a summary of timm's script ({error})") from error
         return [epochs[number] for number in sorted(epochs)]
 
     def seconds(self) -> dict[int, float]:

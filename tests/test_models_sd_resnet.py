@@ -304,6 +304,18 @@ def test_every_network_is_a_feature_extractor(name: str) -> None:
         assert tap.isfinite().all()
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_stopping_early_leaves_the_later_stages_alone(training: bool) -> None:
+    model = timm.create_model("sd_resnet20").train(training)
+    called: list[str] = []
+    model.layer3[0].conv1.register_forward_hook(lambda *_: called.append("layer3"))
+    final, taps = model.forward_intermediates(images(2, 32), indices=[1, 2], stop_early=True)
+    assert torch.equal(final, taps[-1])
+    assert final.shape == (2, 32, 16, 16)
+    assert not called
+    assert model.layer3[0].bn1.num_batches_tracked == 0
+
+
 def test_intermediates_alone_give_every_closed_block_before_them_zeros() -> None:
     model = timm.create_model("sd_resnet20", survival=[1e-12] * 9).train()
     taps = model.forward_intermediates(images(2, 32), indices=[1], intermediates_only=True)
@@ -344,6 +356,8 @@ def test_channels_last_stays_channels_last() -> None:
     [
         ({"depth": 21}, "depth is 21, must be 6n + 2"),
         ({"depth": 2}, "depth is 2, must be 6n + 2"),
+        ({"num_classes": -1}, "num_classes is -1, must be at least 0"),
+        ({"in_chans": 0}, "in_chans is 0, at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate is 1.0, must be in [0, 1)"),
         ({"drop_path_rate": -0.1}, "drop_path_rate is -0.1, must be in [0, 1)"),
         ({"drop_rate": 1.5}, "drop_rate is 1.5, must be in [0, 1)"),

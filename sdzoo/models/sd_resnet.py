@@ -72,6 +72,8 @@ class SdResNet(nn.Module):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"depth is {depth}, must be 6n + 2 with n at least 1: 8, 14, 20, ...")
+        if num_classes < 0 or in_chans < 1:
+            raise ValueError(f"num_classes is {num_classes}, must be at least 0; in_chans is {in_chans}, at least 1")
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate is {drop_rate}, must be in [0, 1)")
         self.blocks_per_stage = (depth - 2) // 6
@@ -188,14 +190,14 @@ class SdResNet(nn.Module):
 
     @torch.jit.unused
     @torch.compiler.disable(recursive=False)
-    def _train_stages(self, x: Tensor) -> list[Tensor]:
-        """Run the open blocks of one draw; return the output of every stage.
+    def _train_stages(self, x: Tensor, last: int = 3) -> list[Tensor]:
+        """Run the open blocks of one draw up to a stage, 1 to 3; return the output of every stage.
 
         The pattern is data here, never code: torch.compile leaves this loop alone and compiles the blocks it calls.
         """
         gates = iter(self.gates.draw())
         outputs = []
-        for stage in self._stages():
+        for stage in self._stages()[:last]:
             closed = []
             for block in stage:
                 if not next(gates):
@@ -210,9 +212,9 @@ class SdResNet(nn.Module):
             outputs.append(x)
         return outputs
 
-    def _eval_stages(self, x: Tensor) -> list[Tensor]:
+    def _eval_stages(self, x: Tensor, last: int = 3) -> list[Tensor]:
         outputs = []
-        for stage in self._stages():
+        for stage in self._stages()[:last]:
             x = stage(x)
             outputs.append(x)
         return outputs
@@ -231,12 +233,12 @@ class SdResNet(nn.Module):
             raise ValueError(f"output_fmt is {output_fmt!r}, must be 'NCHW'")
         taken, last = feature_take_indices(len(self.feature_info), indices)
         stem = self.act1(self.bn1(self.conv1(x)))
-        stages = self._train_stages(stem) if self.training else self._eval_stages(stem)
-        outputs = [stem, *stages]
+        run_stages = self._train_stages if self.training else self._eval_stages
+        outputs = [stem, *run_stages(stem, last if stop_early else 3)]
         intermediates = [outputs[index] for index in taken]
         if intermediates_only:
             return intermediates
-        return outputs[last if stop_early else -1], intermediates
+        return outputs[-1], intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

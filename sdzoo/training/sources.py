@@ -33,10 +33,11 @@ def _fashion_mnist(root: Path, train: bool, download: bool) -> tuple[Images, Lab
     """Read the four idx files as torchvision keeps them; grey images get three equal channels."""
     try:
         dataset = FashionMNIST(str(root), train=train, download=download)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+        raw = root / "FashionMNIST" / "raw"
+        problem = f"damaged Fashion-MNIST in {raw}" if any(raw.glob("*-ubyte")) else f"no Fashion-MNIST in {root}"
         raise InputError(
-            f"no Fashion-MNIST in {root}: put the idx files into {root / 'FashionMNIST' / 'raw'} "
-            f"with `sdzoo data fashion-mnist --from FOLDER --to {root}`"
+            f"{problem}: put the idx files into {raw} with `sdzoo data fashion-mnist --from FOLDER --to {root}`"
         ) from error
     return np.repeat(dataset.data.numpy()[..., None], 3, axis=3), dataset.targets.numpy().astype(np.int64)
 

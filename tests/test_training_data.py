@@ -219,6 +219,14 @@ def test_a_short_file_is_named(tmp_path: Path) -> None:
         open_split("sd_cifar10", "train", tmp_path)
 
 
+def test_a_truncated_idx_file_is_damaged_not_absent(tmp_path: Path, write_fashion_mnist: Callable) -> None:
+    root = write_fashion_mnist(tmp_path / "data", 5_100)
+    file = root / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged Fashion-MNIST"):
+        open_split("sd_fashion_mnist", "train", root)
+
+
 def test_unknown_split_and_training_on_the_test_split(fashion_mnist_root: Path) -> None:
     with pytest.raises(InputError, match="'dev', must be one of train, validation, test"):
         open_split("sd_fashion_mnist", "dev", fashion_mnist_root)

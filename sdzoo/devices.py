@@ -49,12 +49,14 @@ def session(path: File, device: str = "auto", *, threads: int | None = None, exa
             ``NVIDIA_TF32_OVERRIDE=0`` in the environment.
 
     Raises:
-        InputError: The device is unknown or does not work here, the file cannot be run, or onnxruntime is missing
-            or installed twice.
+        InputError: The device is unknown or does not work here, the file is missing or cannot be run, or onnxruntime
+            is missing or installed twice.
     """
     if device not in ("auto", *DEVICES):
         raise InputError(f"device is {device!r}, must be one of auto, {', '.join(DEVICES)}")
     options = _options(threads)
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
     opened = _open_best(path, options, exact) if device == "auto" else _open(path, device, options, exact)
     log.info("%s runs on %s", path, opened.get_providers()[0])
     return opened

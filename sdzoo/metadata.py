@@ -7,7 +7,7 @@ no time stamps and no paths among them: the same weights give the same bytes eve
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from sdzoo.errors import InputError
 
@@ -95,7 +95,7 @@ class Metadata:
                 raise InputError(f"its metadata has no readable {field.name!r}") from error
             value = tuple(value) if isinstance(value, list) else value
             kind = get_origin(field.type) or field.type
-            if not isinstance(value, kind):  # type: ignore[arg-type]
+            if not isinstance(value, kind) or not _holds(value, get_args(field.type)):  # type: ignore[arg-type]
                 raise InputError(f"its metadata has {value!r} for {field.name!r}")
             values[field.name] = value
         return cls(**values)
@@ -103,6 +103,11 @@ class Metadata:
     def encode(self) -> dict[str, str]:
         """Return every field as JSON, in a fixed order; ``decode`` gives the same numbers back."""
         return {name: json.dumps(value) for name, value in asdict(self).items()}
+
+
+def _holds(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether every element of a ``tuple[kind, ...]`` is of that kind; what is no tuple has no kinds."""
+    return not kinds or all(isinstance(element, kinds[0]) for element in value)
 
 
 def configuration(model: "SdResNet") -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = ["Classifier", "Prediction", "session"]
 Path = str | os.PathLike[str]
 
 MODES = {1: "L", 3: "RGB"}  # channels of the network: Pillow's mode
+TYPES = ("tensor(float)", "tensor(uint8)")  # of the images, as onnxruntime names them
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ class Classifier:
     def __init__(self, path: Path, device: str = "auto", *, threads: int | None = None, exact: bool = False) -> None:
         self.session = session(path, device, threads=threads, exact=exact)
         self.metadata = _metadata(path, self.session)
-        images = self.session.get_inputs()[0]
-        batch, self.channels, *size = images.shape
+        (images,) = self.session.get_inputs()
+        batch, self.channels, H, W = images.shape
         self.batch = batch if isinstance(batch, int) else None
-        self.size: tuple[int, int] = tuple(size)
+        self.size: tuple[int, int] = (H, W)
         self.raw = images.type == "tensor(uint8)"
         self.provider: str = self.session.get_providers()[0]
 
@@ -89,13 +90,19 @@ class Classifier:
 
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits [N, classes] for pixels [N, channels, H, W], N at least 1."""
-        batch = self.batch or len(pixels)
-        parts = [self._run(self.images(pixels[first : first + batch])) for first in range(0, len(pixels), batch)]
-        return np.concatenate(parts)[: len(pixels)]
+        return self.run_images(pixels if self.raw else self.normalised(pixels))
+
+    def run_images(self, images: NDArray[Any]) -> NDArray[np.float32]:
+        """Return logits [N, classes] for images [N, channels, H, W] as the graph takes them, N at least 1."""
+        batch = self.batch or len(images)
+        parts = [self._run(self._filled(images[first : first + batch])) for first in range(0, len(images), batch)]
+        return np.concatenate(parts)[: len(images)]
 
     def images(self, pixels: NDArray[np.uint8]) -> NDArray[Any]:
         """Turn pixels [N, channels, H, W] into what the graph takes; a fixed batch is filled up with repetitions."""
-        images = pixels if self.raw else self.normalised(pixels)
+        return self._filled(pixels if self.raw else self.normalised(pixels))
+
+    def _filled(self, images: NDArray[Any]) -> NDArray[Any]:
         return images if self.batch in (None, len(images)) else np.resize(images, (self.batch, *images.shape[1:]))
 
     def _run(self, images: NDArray[Any]) -> NDArray[np.float32]:
@@ -135,9 +142,29 @@ def _metadata(path: Path, session: "InferenceSession") -> Metadata:
     try:
         if facts.producer_name != PRODUCER:
             raise InputError(f"its producer is {facts.producer_name!r}")
-        return Metadata.decode(facts.custom_metadata_map)
+        metadata = Metadata.decode(facts.custom_metadata_map)
+        _check_graph(session, metadata)
+        return metadata
     except InputError as error:
         raise InputError(f"{path}: not an ONNX file written by sdzoo: {error}") from error
+
+
+def _check_graph(session: "InferenceSession", metadata: Metadata) -> None:
+    """Raise InputError unless the graph has our input and output, and the metadata are of their shapes."""
+    inputs = {value.name: (value.type, value.shape) for value in session.get_inputs()}
+    outputs = {value.name: value.shape for value in session.get_outputs()}
+    if set(inputs) != {"images"} or not outputs.get("logits"):
+        raise InputError(f"it maps {', '.join(inputs)} to {', '.join(outputs)}, must map images to logits")
+    (kind, shape), classes = inputs["images"], outputs["logits"][-1:]
+    if kind not in TYPES or len(shape) != 4 or not all(isinstance(size, int) for size in shape[1:]):
+        raise InputError(f"its images are {kind} {shape}, must be float or uint8 [batch, channels, H, W]")
+    if shape[1] not in MODES:
+        raise InputError(f"its images have {shape[1]} channels, pictures have {' or '.join(map(str, MODES))}")
+    if [len(metadata.labels)] != classes:
+        raise InputError(f"its metadata has {len(metadata.labels)} labels for {classes[0]} logits")
+    for name, channels in (("mean", metadata.mean), ("std", metadata.std)):
+        if len(channels) != shape[1]:
+            raise InputError(f"its metadata has a {name} of {len(channels)} channels, its images have {shape[1]}")
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

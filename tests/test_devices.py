@@ -9,6 +9,7 @@ import pytest
 from networks import images, network
 
 from sdzoo.devices import run, run_bound, session
+from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 
 Options = dict[str, dict[str, str]]
@@ -54,6 +55,12 @@ def test_each_device_asks_for_its_providers_in_order(gpu: type[FakeSession], mod
     assert list(opened(model_file, "auto")) == ["CUDAExecutionProvider"]
     assert list(opened(model_file, "cpu")) == ["CPUExecutionProvider"]
     assert list(opened(model_file, "tensorrt")) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "tensorrt"])
+def test_a_file_that_is_missing(device: str, gpu: type[FakeSession], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"missing\.onnx: no such file$"):
+        session(tmp_path / "missing.onnx", device)
 
 
 def test_tf32_is_off_where_every_bit_counts_and_only_there(gpu: type[FakeSession], model_file: Path) -> None:

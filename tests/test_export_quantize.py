@@ -1,6 +1,7 @@
 """Smaller files: 7-bit weights that no processor overflows, the same bytes everywhere, and an honest report."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -339,6 +340,12 @@ def test_a_loss_beyond_what_is_allowed_writes_nothing(run: Run, float32: Path, t
     assert error.startswith("error: int8 loses ") and "allowed are -100" in error and error.count("\n") == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "small.onnx"]
     assert (tmp_path / "small.onnx").read_bytes() == b"old"
+
+
+def test_the_command_never_replaces_the_file_it_reads(run: Run, float32: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(float32, tmp_path / "model.onnx")
+    assert "is the file to read" in run("quantize", "model.onnx", "--output", copy, fails=True)
+    assert copy.read_bytes() == float32.read_bytes()
 
 
 def test_verify_and_quantize_refuse_a_smaller_file(run: Run, int8: Path, tmp_path: Path) -> None:

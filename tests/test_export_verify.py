@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.export.graph import build
 from sdzoo.export.verify import TOLERANCE, Comparison, check_weights, compare
+from sdzoo.metadata import Metadata
 from sdzoo.runtime import Classifier
 from sdzoo.samples import FASHION_MNIST, folder_name, read_samples
 
@@ -124,6 +126,16 @@ def test_other_weights_or_another_schedule_are_not_the_file_s(change: dict[str, 
         check_weights("model.onnx", metadata, network(**change))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("labels", tuple("jihgfedcba")), ("mean", (0.1, 0.2, 0.3)), ("std", (1.0,) * 3), ("p_L", 0.4)]
+)
+def test_metadata_that_are_not_the_network_s(field: str, value: object) -> None:
+    metadata = replace(Metadata.of(network()), version="0.0.0", tag="other")
+    check_weights("model.onnx", metadata, network())
+    with pytest.raises(InputError, match=rf"model\.onnx: its metadata has {field} "):
+        check_weights("model.onnx", replace(metadata, **{field: value}), network())
+
+
 # --- export
 
 
@@ -173,6 +185,14 @@ def test_export_refuses_and_leaves_the_old_file(
     assert message in run("export", *given, "--output", "old.onnx", fails=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
+
+
+def test_export_onto_its_own_checkpoint(run: Run, weights: Path, tmp_path: Path) -> None:
+    copy = shutil.copy(weights, tmp_path / "copy.safetensors")
+    (tmp_path / "link").symlink_to(copy)
+    for output in (copy, "link"):
+        assert "is the file to read" in run("export", "--checkpoint", copy, "--output", output, fails=True)
+    assert copy.read_bytes() == weights.read_bytes()
 
 
 def test_export_into_a_folder_that_is_missing_or_locked(run: Run, weights: Path, tmp_path: Path) -> None:
@@ -243,6 +263,20 @@ def test_verify_finds_a_changed_weight(run: Run, exported: Path, weights: Path, 
     weight.raw_data = weight.raw_data[:-4] + np.float32(1).tobytes()
     onnx.save(proto, tmp_path / "damaged.onnx")
     assert "differ by" in run("verify", "damaged.onnx", "--checkpoint", weights, fails=True)
+
+
+def test_verify_of_a_file_whose_labels_a_tag_named(run: Run, weights: Path) -> None:
+    named = "--model", "sd_resnet20.fashion_mnist", "--checkpoint", weights
+    run("export", *named, "--no-verify", "--output", "net.onnx")
+    run("verify", "net.onnx", *named)
+
+
+def test_verify_finds_changed_labels(run: Run, exported: Path, weights: Path) -> None:
+    proto = onnx.load(exported)
+    (labels,) = [entry for entry in proto.metadata_props if entry.key == "labels"]
+    labels.value = json.dumps(json.loads(labels.value)[::-1])
+    onnx.save(proto, "changed.onnx")
+    assert "its metadata has labels" in run("verify", "changed.onnx", "--checkpoint", weights, fails=True)
 
 
 def test_verify_without_images(run: Run, exported: Path, weights: Path, tmp_path: Path) -> None:

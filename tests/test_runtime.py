@@ -123,6 +123,36 @@ def test_a_file_with_damaged_metadata(value: str | None, message: str, model_fil
         Classifier(edited(model_file, tmp_path / "damaged.onnx", damage))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("labels", '["a", "b"]', "2 labels for 10 logits"),
+        ("labels", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]", r"\(0, 1, .*\) for 'labels'"),
+        ("mean", '["a", "b", "c"]', "'c'.* for 'mean'"),
+        ("std", "[0.5]", "a std of 1 channels, its images have 3"),
+    ],
+)
+def test_metadata_that_do_not_fit_the_graph(
+    field: str, value: str, message: str, model_file: Path, tmp_path: Path
+) -> None:
+    def change(proto: onnx.ModelProto) -> None:
+        (entry,) = [entry for entry in proto.metadata_props if entry.key == field]
+        entry.value = value
+
+    with pytest.raises(InputError, match=rf"changed\.onnx: .*{message}$"):
+        Classifier(edited(model_file, tmp_path / "changed.onnx", change), "cpu")
+
+
+def test_a_graph_with_another_input(model_file: Path, tmp_path: Path) -> None:
+    def rename(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].name = "pixels"
+        for node in proto.graph.node:
+            node.input[:] = ["pixels" if name == "images" else name for name in node.input]
+
+    with pytest.raises(InputError, match=r"renamed\.onnx: .*it maps pixels to logits, must map images to logits$"):
+        Classifier(edited(model_file, tmp_path / "renamed.onnx", rename), "cpu")
+
+
 # --- pictures
 
 

@@ -3,15 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import timm
 import torch
 from PIL import Image
 
 from sdzoo.errors import InputError
+from sdzoo.export import write_onnx
 from sdzoo.models.datasets import DATASETS
 from sdzoo.samples import FASHION_MNIST, read_samples
-from sdzoo.training.evaluation import Score, evaluate, folder, preprocessing, split
+from sdzoo.training.evaluation import Score, evaluate, folder, onnx_network, preprocessing, split
 
 
 @pytest.fixture
@@ -70,3 +72,28 @@ def test_weights_of_an_unknown_data_set(model: torch.nn.Module, tmp_path: Path) 
     model.pretrained_cfg["label_names"] = ("a", "b")
     with pytest.raises(InputError, match="name no data set that sdzoo knows"):
         split("test", tmp_path, model)
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_an_onnx_file_answers_as_its_network(batch: int | None, model: torch.nn.Module, tmp_path: Path) -> None:
+    write_onnx(model, tmp_path / "model.onnx", batch=batch)
+    images = torch.randn(10, 3, 28, 28)
+    with torch.inference_mode():
+        expected = model(images)
+    logits = onnx_network(tmp_path / "model.onnx")(images)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_an_onnx_file_that_cannot_be_evaluated(model: torch.nn.Module, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    write_onnx(model, file, input="uint8")
+    with pytest.raises(InputError, match=r"model\.onnx: takes raw pixels"):
+        onnx_network(file)
+    write_onnx(model, file)
+    with pytest.raises(InputError, match=r"takes images of \(3, 28, 28\), these are \(3, 32, 32\)"):
+        onnx_network(file)(torch.zeros(2, 3, 32, 32))
+    foreign = onnx.load(file)
+    foreign.producer_name = "pytorch"
+    onnx.save(foreign, file)
+    with pytest.raises(InputError, match="not an ONNX file written by sdzoo"):
+        onnx_network(file)

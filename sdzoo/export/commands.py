@@ -50,6 +50,7 @@ def export(
     from sdzoo.files import replacing
 
     target = output or Path(f"{model}.onnx")
+    _check_output(target, checkpoint)
     graph = {"size": size, "input": input, "softmax": softmax, "top": top, "batch": batch, "opset": opset}
     with replacing(target) as temporary:
         network = _load(model, checkpoint=checkpoint, pretrained=pretrained, drop_path=drop_path)
@@ -63,6 +64,7 @@ def export(
 
 def verify(
     file: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="A file that sdzoo exported.")],
+    model: Annotated[str | None, typer.Option(help="NAME.TAG, where a tag named the classes of a checkpoint.")] = None,
     checkpoint: Checkpoint = None,
     drop_path: DropPath = None,
     images: Images = None,
@@ -79,7 +81,7 @@ def verify(
         raise InputError(f"{file}: is {metadata.precision}, not exact; `sdzoo quantize` measured what that costs")
     if checkpoint is None and not metadata.tag:
         raise InputError(f"{file}: its weights are not published ones; give their file with --checkpoint")
-    name = metadata.model if checkpoint else metadata.name
+    name = model or (metadata.model if checkpoint else metadata.name)
     network = _load(name, checkpoint=checkpoint, drop_path=drop_path)
     check_weights(file, metadata, network)
     console.print(f"{file}: written from {checkpoint or name}, {_facts(network)}")
@@ -107,10 +109,11 @@ def quantize(
     from sdzoo.runtime import Classifier
 
     check_kind(kind)
+    target = output or file.with_name(f"{file.stem}_{kind}.onnx")
+    _check_output(target, file)
     float32 = Classifier(file, "cpu")
     labelled = quality.images_to_measure(float32.metadata, images, data_dir)
     pictures = quality.images_to_calibrate(float32.metadata, calibration) if KINDS[kind].calibrated else []
-    target = output or file.with_name(f"{file.stem}_{kind}.onnx")
     with replacing(target) as temporary, console.status(f"measuring on {len(labelled.targets):,} images"):
         write(file, temporary, kind, calibration=pictures, keep=keep or [])
         smaller = Classifier(temporary, "cpu")
@@ -147,6 +150,14 @@ def classify(
         H, W = classifier.size
         console.print(f"{classifier.metadata.name} on {classifier.provider}, images of {W} x {H} pixels")
         console.print(_prediction_table(answers, top))
+
+
+def _check_output(target: Path, source: Path | None) -> None:
+    """Raise InputError where the file to write is the one to read."""
+    from sdzoo.errors import InputError
+
+    if source is not None and source.exists() and target.exists() and target.samefile(source):
+        raise InputError(f"{target}: is the file to read; give another name with --output")
 
 
 def _load(name: str, **arguments: Any) -> Any:

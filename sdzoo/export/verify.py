@@ -9,15 +9,18 @@ import torch
 from numpy.typing import NDArray
 
 from sdzoo.errors import InputError
+from sdzoo.export.adapted import metadata_of
 from sdzoo.metadata import Metadata
-from sdzoo.models.digest import digest
 from sdzoo.models.sd_resnet import SdResNet
+from sdzoo.models.skip import SkippingNetwork
 from sdzoo.pictures import batched
 from sdzoo.runtime import Classifier
 from sdzoo.samples import Sample, class_indices
 
 # Of two logits, relative to the largest logit: both sides round to float32 (6e-8 relative) in another order.
 TOLERANCE = 2e-5
+
+FROM_NETWORK = ("model", "labels", "mean", "std", "p_L", "schedule")  # what of the metadata the weights decide
 
 Float32 = NDArray[np.float32]
 
@@ -76,10 +79,14 @@ def compare(classifier: Classifier, model: SdResNet, samples: Sequence[Sample]) 
 
 
 def check_weights(path: str | os.PathLike[str], metadata: Metadata, model: SdResNet) -> None:
-    """Raise InputError unless the ONNX file was written from exactly these weights and this schedule."""
-    ours = digest(model.state_dict())
-    if ours != metadata.digest:
+    """Raise InputError unless the file was written from exactly these weights, and its metadata are the network's."""
+    ours = metadata_of(model) if isinstance(model, SkippingNetwork) else Metadata.of(model)
+    if ours.digest != metadata.digest:
         raise InputError(
-            f"{path}: written from weights with digest {metadata.digest}, those given have {ours}; "
+            f"{path}: written from weights with digest {metadata.digest}, those given have {ours.digest}; "
             "give the checkpoint it was written from with --checkpoint"
         )
+    for field in FROM_NETWORK:
+        theirs, expected = getattr(metadata, field), getattr(ours, field)
+        if theirs != expected:
+            raise InputError(f"{path}: its metadata has {field} {theirs}, {ours.name} has {expected}")

@@ -1,8 +1,8 @@
 """A hub on 127.0.0.1 that speaks the Hub's HTTP interface to the real huggingface_hub, with faults on demand.
 
 It keeps repositories in memory as commits: {file: bytes}. What it answers follows huggingface_hub's own requests:
-model info, tree, resolve (HEAD and GET with ETag, commit header and range), creation of repositories and branches,
-preupload, LFS batch and upload, commit.
+model info, tree, resolve (HEAD and GET with ETag, commit header and range), creation and deletion of repositories and
+branches, preupload, LFS batch and upload, commit.
 """
 
 import base64
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.dispatch(path, body)
 
-    do_GET = do_HEAD = do_POST = do_PUT = handle_any  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815
 
     def dispatch(self, path: str, body: bytes) -> None:
         for method, pattern, action in ROUTES:
@@ -257,6 +257,17 @@ class _Handler(BaseHTTPRequestHandler):
             repository.branches.setdefault(branch, repository.branches["main"])
             self.answer(200, {})
 
+    def delete(self, body: bytes) -> None:
+        asked = json.loads(body)
+        if self.writable(name := f"{asked['organization']}/{asked['name']}") is not None:
+            del self.hub.repositories[name]
+            self.answer(200, {})
+
+    def delete_branch(self, _: bytes, name: str, branch: str) -> None:
+        if (repository := self.writable(name)) is not None:
+            del repository.branches[branch]
+            self.answer(200, {})
+
     def validate(self, _: bytes) -> None:
         self.answer(200, {"errors": [], "warnings": []})
 
@@ -299,6 +310,8 @@ ROUTES = [
     ("GET HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     ("POST", r"/api/repos/create", "create"),
     ("POST", r"/api/models/([^/]+/[^/]+)/branch/(.+)", "branch"),
+    ("DELETE", r"/api/repos/delete", "delete"),
+    ("DELETE", r"/api/models/([^/]+/[^/]+)/branch/(.+)", "delete_branch"),
     ("POST", r"/api/validate-yaml", "validate"),
     ("POST", r"/api/models/([^/]+/[^/]+)/preupload/(.+)", "preupload"),
     ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),

@@ -2,8 +2,9 @@
 
 import csv
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -44,10 +45,10 @@ def trained(seed: int = 0) -> sdzoo.SdResNet:
     return model.eval()
 
 
-def write_run(folder: Path, seed: int = 0, ema_seed: int | None = None) -> Path:
+def write_run(folder: Path, seed: int = 0, ema_seed: int | None = None, changed: Mapping[str, Any] = ARGUMENTS) -> Path:
     """Write the files that timm's script leaves of two epochs, the second of which is the better."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "args.yaml").write_text(yaml.safe_dump(ARGUMENTS))
+    (folder / "args.yaml").write_text(yaml.safe_dump(ARGUMENTS | dict(changed)))
     with (folder / "summary.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["epoch", "train_loss", "eval_loss", "eval_top1", "eval_top5", "lr"])
@@ -58,7 +59,7 @@ def write_run(folder: Path, seed: int = 0, ema_seed: int | None = None) -> Path:
             "arch": "sd_resnet20",
             "state_dict": trained(epoch_seed).state_dict(),
             "version": 2,
-            "args": Namespace(**ARGUMENTS),
+            "args": Namespace(**ARGUMENTS | dict(changed)),
         }
         if ema_seed is not None:
             checkpoint["state_dict_ema"] = trained(ema_seed).state_dict()

@@ -10,6 +10,7 @@ import timm
 import torch
 from huggingface_hub import constants
 from local_hub import TOKEN, Fault, LocalHub
+from PIL import Image
 from published import REPOSITORY, contents, trained, write_published, write_run
 from safetensors.torch import load, save
 
@@ -17,13 +18,14 @@ from sdzoo import weights
 from sdzoo.cli import main
 from sdzoo.errors import InputError
 from sdzoo.export.graph import write_onnx
-from sdzoo.hub.folder import Source, find_source
+from sdzoo.hub.folder import Source, find_source, write_folder
 from sdzoo.hub.folder import load as load_source
 from sdzoo.hub.names import inside, split_revision
 from sdzoo.hub.pull import pull, repository_of
 from sdzoo.hub.push import publish
 from sdzoo.hub.sums import write_sums
 from sdzoo.models.digest import digest, with_digest
+from sdzoo.samples import class_indices, read_samples
 
 WEIGHTS = ["README.md", "SHA256SUMS", "config.json", "model.safetensors"]
 GRAPHS = ["README.md", "SHA256SUMS", "config.json", "onnx/model.onnx"]
@@ -62,6 +64,25 @@ def test_push_pull_create_export_gives_the_same_tensors_digest_and_onnx_bytes(pu
     assert digest(state) == digest(expected)
     write_onnx(model, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (published / "onnx/model.onnx").read_bytes()
+
+
+def test_pulled_weights_answer_as_those_that_were_pushed(hub: LocalHub, tmp_path: Path):
+    tag = "sd_resnet20.fashion_mnist"
+    source = find_source(tag)
+    (tmp_path / "folder").mkdir()
+    write_folder(tmp_path / "folder", REPOSITORY, source, load_source(source), None)
+    publish(tmp_path / "folder", REPOSITORY, message="weights")
+    pull(REPOSITORY, output=tmp_path / "out")
+    ours = timm.create_model(tag, pretrained=True).eval()
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    samples = read_samples()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    images = torch.stack([transform(Image.open(sample.path).convert("RGB")) for sample in samples])
+    with torch.inference_mode():
+        logits = theirs(images)
+        assert torch.equal(logits, ours(images))
+    targets = class_indices(samples, theirs.pretrained_cfg["label_names"])
+    assert int((logits.argmax(1) == torch.tensor(targets)).sum()) > 180
 
 
 def test_plain_timm_loads_from_the_hub(commit: str):
@@ -268,7 +289,7 @@ def test_a_file_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, nam
 def test_a_hub_that_lists_paths_outside_writes_nothing_there(hub: LocalHub, published: Path, tmp_path: Path):
     evil = {"onnx/../../../../../../evil.onnx": b"evil", "../evil.onnx": b"evil", "/evil.onnx": b"evil"}
     hub.put(REPOSITORY, contents(published) | evil)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="Invalid filename"):
         pull(REPOSITORY, onnx=True, output=tmp_path / "out")
     assert not list(tmp_path.rglob("*evil*"))
     assert not list(Path(constants.HF_HUB_CACHE).parent.rglob("*evil*"))
@@ -291,6 +312,13 @@ def test_links_in_the_target_folder_are_not_followed(tmp_path: Path, link: str):
 def test_names_that_are_no_repository_or_revision_reach_nothing(hub: LocalHub, name: str):
     with pytest.raises(InputError, match=r"is no (repository|revision)"):
         pull(name)
+    assert hub.log == []
+
+
+def test_a_name_that_is_nearly_a_tag_is_told_its_near_ones(hub: LocalHub):
+    for name, near in (("sd_resnet20.cifar10", "sd_resnet20"), ("sd_resnet111", "sd_resnet110")):
+        with pytest.raises(InputError, match=f"unknown model '{name}'; near names: .*{near}"):
+            pull(name)
     assert hub.log == []
 
 
@@ -331,8 +359,6 @@ def test_every_shipped_tag_is_published_and_loaded_back_through_plain_timm(hub: 
     shipped = timm.list_pretrained("sd_resnet*")
     if not shipped:
         pytest.skip("no weights ship yet")
-    from sdzoo.hub.folder import write_folder
-
     for tag in shipped:
         source: Source = find_source(tag)
         (tmp_path / tag).mkdir()
@@ -384,8 +410,6 @@ def test_scripts_of_a_clone_and_the_environment(hub: LocalHub, run_folder: Path,
 
 @pytest.mark.usefixtures("commit")
 def test_the_snippets_of_the_card_run(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    from PIL import Image
-
     Image.new("L", (40, 30)).save(tmp_path / "image.png")
     monkeypatch.chdir(tmp_path)
     blocks = (published / "README.md").read_text().split("```python\n")[1:]

@@ -22,10 +22,12 @@ from sdzoo.errors import InputError
 from sdzoo.hub import connection
 from sdzoo.hub.folder import find_source, load, schedule_arguments, write_folder
 from sdzoo.hub.push import publish
-from sdzoo.hub.results import Results
+from sdzoo.hub.results import Results, recipe_of
 from sdzoo.models.digest import digest, noted_digest
 from sdzoo.models.survival import survival_probabilities
+from sdzoo.training.launch import find_recipe
 
+RECIPE = "fashion_mnist_resnet20"
 FILES = [
     "README.md",
     "SHA256SUMS",
@@ -112,6 +114,31 @@ def test_the_card_of_another_checkpoint_does_not_tell_the_best_ones_validation(r
     write_folder(tmp_path, REPOSITORY, source, load(source), None)
     card = (tmp_path / "README.md").read_text()
     assert "validation" not in card and "| epochs | 2 |" in card
+
+
+@pytest.mark.parametrize(
+    ("changed", "recipe"),
+    [
+        ({}, RECIPE),
+        ({"experiment": f"{RECIPE}-20260102-030405"}, RECIPE),
+        ({"batch_size": 64}, ""),
+        ({"experiment": f"{RECIPE}-20260102-030405", "seed": 2}, ""),
+        ({"experiment": f"{RECIPE}-mine"}, ""),
+        ({"experiment": "mine"}, ""),
+        ({"experiment": None}, ""),
+    ],
+)
+def test_the_recipe_is_told_where_its_values_were_trained(tmp_path: Path, changed: dict[str, object], recipe: str):
+    run = write_run(tmp_path / "run", changed=find_recipe(RECIPE).values() | changed)
+    write_published(tmp_path / "folder", run)
+    assert recipe_of(find_source(str(run)).run.arguments()) == recipe
+    said = "`sdzoo train fashion_mnist_resnet20` trains them again"
+    assert (said in (tmp_path / "folder/README.md").read_text()) == bool(recipe)
+
+
+def test_an_experiment_merely_named_like_a_recipe_is_not_told_as_it(published: Path):
+    """It had 2 epochs."""
+    assert "sdzoo train" not in (published / "README.md").read_text()
 
 
 def test_results_of_other_weights_are_refused(run_folder: Path, tmp_path: Path):
@@ -250,6 +277,53 @@ def test_a_fault_is_said_in_one_line_changes_nothing_and_a_retry_works(
     assert TOKEN not in output
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("fault", "revision"),
+    [("/preupload/", None), ("PUT /lfs", None), ("/commit/", None), ("/commit/", "next"), ("/branch/", "next")],
+)
+def test_a_first_push_that_fails_leaves_no_repository(hub: LocalHub, published: Path, fault: str, revision: str | None):
+    hub.faults = [Fault("400", fault, times=1)]
+    with pytest.raises(InputError, match=r"refused with status 400: asked to fail$"):
+        push(published, revision=revision)
+    assert hub.repositories == {}
+    assert push(published, revision=revision).changed
+
+
+def test_a_push_that_fails_deletes_the_branch_it_created(hub: LocalHub, published: Path):
+    hub.put(REPOSITORY, {"README.md": b"old"})
+    hub.faults = [Fault("400", "/commit/")]
+    for branches in ({"main"}, {"main", "next"}):
+        with pytest.raises(InputError, match=r"refused with status 400: asked to fail$"):
+            push(published, revision="next")
+        assert hub.repositories[REPOSITORY].branches.keys() == branches
+        hub.repositories[REPOSITORY].commit("next", {"README.md": b"theirs"})  # now it was there before
+    assert hub.files(REPOSITORY) == {"README.md": b"old"}
+
+
+def test_a_first_push_that_fails_keeps_what_somebody_else_committed(hub: LocalHub, published: Path):
+    def interfere(moment: str, line: str) -> None:
+        if moment == "received" and "/commit/" in line:
+            hub.put(REPOSITORY, {"README.md": b"theirs"})
+
+    hub.watch = interfere
+    with pytest.raises(InputError, match=r"somebody else changed it meanwhile: run the command again$"):
+        push(published)
+    assert hub.files(REPOSITORY) == {"README.md": b"theirs"}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("exists", "left"), [(False, f"an empty repository {REPOSITORY}"), (True, "a new branch next")]
+)
+def test_what_may_be_left_is_said(hub: LocalHub, published: Path, exists: bool, left: str):
+    if exists:
+        hub.put(REPOSITORY, {})
+    hub.faults = [Fault("400", "/commit/"), Fault("drop", "DELETE")]
+    with pytest.raises(InputError, match=f"^{REPOSITORY}: .*asked to fail; {left} may be left there$"):
+        push(published, revision="next" if exists else None)
+
+
 def test_a_refused_connection_is_said_in_one_line(hub: LocalHub, published: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     hub.close()
@@ -345,11 +419,10 @@ def test_dry_run_writes_the_folder_and_shows_the_card(
     assert re.fullmatch(r"error: .*exists already.*--output\n", capsys.readouterr().err)
 
 
-def test_data_dir_measures_the_test_error(
-    run_folder: Path, fashion_mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_data_dir_measures_the_test_error(fashion_mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    run = write_run(tmp_path / "run", changed=find_recipe(RECIPE).values())
     target = tmp_path / "here"
-    arguments = ["push", str(run_folder), "--repo", REPOSITORY, "--dry-run", "--output", str(target)]
+    arguments = ["push", str(run), "--repo", REPOSITORY, "--dry-run", "--output", str(target)]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--data-dir", str(fashion_mnist_root)])
     assert ended.value.code == 0

@@ -14,6 +14,7 @@ from onnx import load as load_onnx
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from sdzoo.checkpoints import check_name
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.hub.connection import AGAIN, HubError, connection
@@ -51,6 +52,8 @@ def repository_of(name: str) -> str:
     Raises:
         InputError: It is neither, or the namespace of the tags is not known.
     """
+    if name.startswith("sd_") and "/" not in name:
+        check_name(name)
     if name not in timm.list_models("sd_resnet*") + timm.list_models("sd_resnet*", include_tags=True):
         return checked_repository(name)
     tag = timm.models.get_pretrained_cfg(name).tag  # of a name without one, the default

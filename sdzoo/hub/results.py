@@ -5,6 +5,7 @@ data set), ``digest``, ``recipe``, ``test`` with ``top1`` in percent and ``n``, 
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from sdzoo.models.datasets import DATASETS
 
 if TYPE_CHECKING:
     from sdzoo.training.evaluation import Score
+
+STARTED = re.compile(r"-\d{8}-\d{6}$")  # what `sdzoo train` adds to a recipe's name to name the experiment
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,14 @@ def dataset_of(labels: tuple[str, ...]) -> str | None:
 
 
 def recipe_of(arguments: dict[str, Any]) -> str:
-    """Return the recipe of the package that a training ran, empty where it was none of them."""
+    """Return the recipe of the package that a training ran, empty where it was none of them or changed one."""
     from sdzoo.training.launch import recipes
 
-    experiment = arguments.get("experiment")
-    return next((recipe.name for recipe in recipes() if recipe.name == experiment), "")
+    name = STARTED.sub("", str(arguments.get("experiment")))
+    values = next((recipe.values() for recipe in recipes() if recipe.name == name), None)
+    if values is None or any(key not in arguments or arguments[key] != values[key] for key in values):
+        return ""
+    return name
 
 
 def recipe_arguments(name: str) -> dict[str, Any]:

@@ -61,6 +61,14 @@ def test_every_size_agrees_with_the_reference(H: int, W: int, tmp_path: Path) ->
     assert_agrees(network("sd_resnet20", seed=1), tmp_path / "model.onnx", H, W)
 
 
+@pytest.mark.parametrize("size", [28, 30, 32, 33])
+@pytest.mark.parametrize(
+    "depth", [pytest.param(depth, marks=pytest.mark.slow if depth > 152 else ()) for depth in DEPTHS if depth > 20]
+)
+def test_every_depth_agrees_at_every_size(depth: int, size: int, tmp_path: Path) -> None:
+    assert_agrees(network(f"sd_resnet{depth}", p_L=0.2, seed=2), tmp_path / "model.onnx", size, size)
+
+
 def test_a_schedule_of_its_own_and_another_head_and_input(tmp_path: Path) -> None:
     survival = tuple(0.3 + 0.07 * block for block in range(9))
     model = network(survival=survival, p_L=survival[-1], num_classes=7)

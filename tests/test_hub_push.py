@@ -386,6 +386,8 @@ def test_a_push_killed_at_any_moment_leaves_the_old_or_the_new_commit(hub: Local
     (folder / "model.safetensors").write_bytes(b"new")
     old, new = contents(published), contents(folder)
     moments: list[str] = []
+    _prepare(hub, old)
+    push(folder)  # the first push of a process asks the hub for more
     hub.watch = lambda moment, line: moments.append(line)
     _prepare(hub, old)
     push(folder)

@@ -20,28 +20,26 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def provided(variable: str, what: str) -> Path:
+    """Return the path that an environment variable names; skip the test where it does not."""
+    if not (path := os.environ.get(variable)):
+        pytest.skip(f"set {variable} to {what}")
+    return Path(path)
+
+
 @pytest.fixture(scope="session")
 def timm_script() -> Path:
-    script = os.environ.get("SDZOO_TIMM_TRAIN")
-    if not script:
-        pytest.skip("set SDZOO_TIMM_TRAIN to timm's train.py (it is not in timm's wheel)")
-    return Path(script)
+    return provided("SDZOO_TIMM_TRAIN", "timm's train.py (it is not in timm's wheel)")
 
 
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
-    root = os.environ.get("SDZOO_CIFAR10")
-    if not root:
-        pytest.skip("set SDZOO_CIFAR10 to a folder with CIFAR-10's official files")
-    return Path(root)
+    return provided("SDZOO_CIFAR10", "a folder with CIFAR-10's official files")
 
 
 @pytest.fixture(scope="session")
 def fashion_mnist_files() -> Path:
-    root = os.environ.get("SDZOO_FASHION_MNIST")
-    if not root:
-        pytest.skip("set SDZOO_FASHION_MNIST to a folder with the whole Fashion-MNIST, as `sdzoo data` writes it")
-    return Path(root)
+    return provided("SDZOO_FASHION_MNIST", "a folder with the whole Fashion-MNIST, as `sdzoo data` writes it")
 
 
 def write_idx(file: Path, array: np.ndarray) -> None:

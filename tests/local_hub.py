@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def damaged(self, body: bytes) -> bytes:
         kind = self.now.kind if self.now else ""
-        if kind in ("cut", "short") and self.command == "GET":
+        if kind in ("cut", "short") and self.command in ("GET", "POST"):
             return body[: len(body) // 2]
         if kind == "corrupt" and self.command == "GET":
             middle = len(body) // 2

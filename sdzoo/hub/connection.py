@@ -5,6 +5,7 @@ requests that wait for ever. Here every request has a time limit and three attem
 between them (``Retrying in 1s``) stays visible.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ REASONS: dict[type[BaseException], str] = {
     errors.RemoteEntryNotFoundError: "a file is missing there: was it published by `sdzoo push`?",
     httpx2.TimeoutException: f"{{endpoint}} did not answer in time: {LATER}",
     httpx2.ConnectError: f"cannot connect to {{endpoint}}: check the network and HF_ENDPOINT, then {AGAIN}",
+    json.JSONDecodeError: f"the answer of {{endpoint}} came damaged: {AGAIN}",
     httpx2.TransportError: f"the connection to {{endpoint}} broke: {AGAIN}",
 }
 STATUS = {

@@ -8,7 +8,6 @@ minus the cost of what was not computed in it: the cost of a path is forward and
 the inputs it has in the network, measured in the same run. On a GPU the same command uses CUDA events and memory.
 """
 
-import csv
 import dataclasses
 import os
 import statistics
@@ -26,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from train_step import saved_bytes
+from train_step import Row, add_rows, saved_bytes
 
 from sdzoo import skip_drop_path
 from sdzoo.hardware import hardware
@@ -134,19 +133,6 @@ def _branch_step(path: ResidualPath, block: nn.Module, inputs: Sequence[Any]) ->
     return step
 
 
-@dataclass(frozen=True)
-class Row:
-    """Results of one arm: seconds, and ratios to constant depth and to the limit of the same draws."""
-
-    arm: str
-    seconds: float
-    ratio: float
-    limit: float | None
-    quotient: float | None
-    variation: float
-    megabytes: float
-
-
 def measure(setup: Setup, rounds: int, warmup: int = 3) -> list[Row]:
     """Run all arms side by side."""
     networks = {arm: setup.network(arm) for arm in ARMS}
@@ -238,16 +224,7 @@ def report(setup: Setup, rows: list[Row], rounds: int, output: Path | None) -> N
         table.add_row(row.arm, *times, *limit, f"{row.variation:.3f}", f"{row.megabytes:.1f}")
     Console(width=130).print(table)
     if output:
-        _append(output, [facts | vars(row) for row in rows])
-
-
-def _append(output: Path, rows: list[dict[str, Any]]) -> None:
-    new = not output.exists()
-    with output.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+        add_rows(output, [facts | vars(row) for row in rows])
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def saved_bytes(step: Step) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """Results of one arm: seconds, and ratios to constant depth and to the limit of the same gates."""
+    """Results of one arm: seconds, and ratios to constant depth and to the limit of the same draws."""
 
     arm: str
     seconds: float
@@ -211,10 +211,11 @@ def report(setup: Setup, rows: list[Row], rounds: int, output: Path | None) -> N
         table.add_row(row.arm, *numbers)
     Console(width=130).print(table)
     if output:
-        _append(output, [facts | vars(row) for row in rows])
+        add_rows(output, [facts | vars(row) for row in rows])
 
 
-def _append(output: Path, rows: list[dict[str, Any]]) -> None:
+def add_rows(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a CSV file, with the header where the file is new."""
     new = not output.exists()
     with output.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

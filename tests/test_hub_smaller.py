@@ -14,7 +14,6 @@ from sdzoo.hub.pull import pull
 from sdzoo.hub.smaller import Order
 from sdzoo.models.digest import digest
 from sdzoo.runtime import Classifier
-from sdzoo.weights import shipped_weights
 
 # Random weights answer nearly at random, but for every picture the same: their int8 file loses nothing.
 SMALLER = {"onnx/model_int8.onnx": "int8", "onnx/model_fp16.onnx": "fp16"}
@@ -71,7 +70,6 @@ def test_push_and_pull(hub: LocalHub, run_folder: Path, capsys: pytest.CaptureFi
     assert {*SMALLER, "onnx/model.onnx"} <= set(pulled.files)
 
 
-@pytest.mark.skipif(shipped_weights("sd_resnet20", "fashion_mnist") is None, reason="these weights do not ship")
 def test_shipped_weights_are_measured_on_the_whole_test_set(
     fashion_mnist_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

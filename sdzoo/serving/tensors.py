@@ -16,11 +16,12 @@ def read_shape(tensor: Tensor, shape: object, limits: Limits) -> tuple[int, ...]
     Raises:
         ProtocolError: It does not fit the tensor, is empty, or has more rows than the limit (status 413).
     """
-    what = f"input {tensor.name!r} has shape {shown(shape)}"
     if type(shape) is not list or not _fits(shape, tensor.shape):
-        raise ProtocolError(f"{what}, must be {list(tensor.shape)} with -1 for any size from 1")
+        allowed = f"{list(tensor.shape)} with -1 for any size from 1"
+        raise ProtocolError(f"input {tensor.name!r} has shape {shown(shape)}, must be {allowed}")
     if tensor.shape[:1] == (DYNAMIC,) and shape[0] > limits.max_batch:
-        raise ProtocolError(f"{what}, its batch must be at most {limits.max_batch}", 413)
+        allowed = f"at most {limits.max_batch}"
+        raise ProtocolError(f"input {tensor.name!r} has shape {shown(shape)}, its batch must be {allowed}", 413)
     return tuple(shape)
 
 

@@ -3,6 +3,7 @@
 Importing the package registers the networks ``sd_resnet*`` and the data sets ``torch/sd_*`` with timm.
 """
 
+from sdzoo.models import registry as _registry  # noqa: F401  registers the names
 from sdzoo.models.sd_resnet import SdResNet
 from sdzoo.models.skip import skip_drop_path, unskip
 from sdzoo.models.survival import survival_probabilities

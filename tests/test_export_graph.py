@@ -23,7 +23,7 @@ from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.export.graph import build
 from sdzoo.models.digest import digest
-from sdzoo.models.sd_resnet import DEPTHS
+from sdzoo.models.registry import DEPTHS
 
 # float32 against float64: 6e-8 a rounding, 5e-7 measured over all depths, and a margin for other processors.
 RELATIVE = 2e-5

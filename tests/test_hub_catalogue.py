@@ -15,7 +15,7 @@ from sdzoo.hub import catalogue
 from sdzoo.hub.catalogue import BEGIN, END, Entry, as_json, as_markdown, cost
 from sdzoo.hub.results import Results
 from sdzoo.models.digest import digest, with_digest
-from sdzoo.models.sd_resnet import DEPTHS
+from sdzoo.models.registry import DEPTHS
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from sdzoo import SdResNet, survival_probabilities
 from sdzoo.models.blocks import ResidualBlock
-from sdzoo.models.sd_resnet import DEPTHS
+from sdzoo.models.registry import DEPTHS
 
 NAMES = [f"sd_resnet{depth}" for depth in DEPTHS]
 DDP_WORKER = Path(__file__).parent / "ddp_worker.py"

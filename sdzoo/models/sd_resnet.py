@@ -1,4 +1,4 @@
-"""ResNets with stochastic depth for small images (paper, sections 3 and 4), registered with timm.
+"""ResNets with stochastic depth for small images (paper, sections 3 and 4).
 
 Conv3x3-BN-ReLU, three stages of n residual blocks with 16, 32 and 64 channels, global average pooling, Linear:
 depth 6n + 2. Every block may close, those that halve the resolution too.
@@ -6,26 +6,21 @@ depth 6n + 2. Every block may close, those that halve the resolution too.
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.layers import create_classifier
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sdzoo.models.blocks import ResidualBlock, parameters_of
 from sdzoo.models.checkpointing import checkpoint_block
-from sdzoo.models.datasets import DATASETS
-from sdzoo.models.digest import check_published, forget_digest, take_digest
+from sdzoo.models.digest import take_digest
 from sdzoo.models.gates import Gates
 from sdzoo.models.survival import Survival, survival_probabilities
 from sdzoo.models.tie import tie_zero_gradients
-from sdzoo.weights import weight_sources
 
-DEPTHS = (20, 32, 44, 56, 110, 152, 1202)
 WIDTHS = (16, 32, 64)
 DEFAULT_DROP_PATH_RATE = 0.5
 MIN_SIZE = 8
@@ -299,64 +294,3 @@ def _schedule(L: int, drop_path_rate: float | None, survival: Survival) -> tuple
     if drop_path_rate is not None and not math.isclose(schedule[-1], 1 - rate):
         raise ValueError(f"drop_path_rate is {rate}, but survival ends with p_L = {schedule[-1]}; give one of them")
     return schedule
-
-
-def _cfg(dataset: str, **kwargs: Any) -> dict[str, Any]:
-    info = DATASETS[dataset]
-    pooled = math.ceil(info.size / 4)
-    return {
-        "num_classes": len(info.labels),
-        "input_size": (3, info.size, info.size),
-        "min_input_size": (3, MIN_SIZE, MIN_SIZE),
-        "pool_size": (pooled, pooled),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": info.mean,
-        "std": info.std,
-        "label_names": info.labels,
-        "first_conv": "conv1",
-        "classifier": "fc",
-        "license": "apache-2.0",
-        "paper_name": "Deep Networks with Stochastic Depth",
-        "paper_ids": "arXiv:1603.09382",
-        **kwargs,
-    }
-
-
-def _cfgs(name: str) -> dict[str, dict[str, Any]]:
-    """Return timm's configurations of one network: a tag for each weight file that exists, else one without."""
-    shipped = {
-        f"{name}.{dataset}": _cfg(dataset, **sources)
-        for dataset in DATASETS
-        if (sources := weight_sources(name, dataset))
-    }
-    return shipped or {name: _cfg("cifar10")}
-
-
-default_cfgs = generate_default_cfgs({tag: cfg for depth in DEPTHS for tag, cfg in _cfgs(f"sd_resnet{depth}").items()})
-
-
-def _register(depth: int) -> Callable[..., SdResNet]:
-    name = f"sd_resnet{depth}"
-
-    def create(pretrained: bool = False, **kwargs: Any) -> SdResNet:
-        features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
-        model: SdResNet = build_model_with_cfg(
-            SdResNet,
-            name,
-            pretrained,
-            feature_cfg=features,
-            pretrained_filter_fn=check_published,
-            depth=depth,
-            **kwargs,
-        )
-        forget_digest(model)
-        return model
-
-    create.__name__ = create.__qualname__ = name
-    create.__doc__ = f"ResNet-{depth} with stochastic depth (paper, section 4)."
-    entrypoint: Callable[..., SdResNet] = register_model(create)
-    return entrypoint
-
-
-ENTRYPOINTS = {depth: _register(depth) for depth in DEPTHS}

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("sdzoo.export.commands", "verify"),
     "quantize": ("sdzoo.export.commands", "quantize"),
     "classify": ("sdzoo.export.commands", "classify"),
+    "serve": ("sdzoo.serving.commands", "serve"),
     "push": ("sdzoo.hub.commands", "push"),
     "pull": ("sdzoo.hub.commands", "pull"),
     "info": ("sdzoo.hub.commands", "info"),

@@ -76,10 +76,14 @@ class Classifier:
 
     def __call__(self, pictures: Iterable[Picture]) -> list[Prediction]:
         """Return one prediction for each picture."""
+        return self.predictions(self.logits(pictures))
+
+    def predictions(self, logits: NDArray[np.float32]) -> list[Prediction]:
+        """Return one prediction for each row of logits [N, classes]."""
         labels = self.metadata.labels
         return [
             Prediction({labels[index]: float(row[index]) for index in np.argsort(-row, kind="stable")})
-            for row in _softmax(self.logits(pictures))
+            for row in _softmax(logits)
         ]
 
     def logits(self, pictures: Iterable[Picture]) -> NDArray[np.float32]:

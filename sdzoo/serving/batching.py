@@ -5,9 +5,10 @@ Everything but the model's own run happens in the event loop's thread, so there 
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -70,16 +71,25 @@ class Batcher:
         """Return the outputs for these inputs.
 
         Raises:
+            ProtocolError: The inputs have different numbers of rows.
             OverloadedError: The queue is full.
         """
         self.check_room()
-        rows = len(next(iter(inputs.values())))
+        rows = self._rows(inputs)
         form = tuple(array.shape[1:] for array in inputs.values())
         job = _Job(inputs, rows, form, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self.waiting += rows
         self._schedule()
         return await job.answer
+
+    def _rows(self, inputs: Arrays) -> int:
+        if self.max_batch == 1:
+            return 1
+        rows = {len(array) for array in inputs.values()}
+        if len(rows) > 1:
+            raise ProtocolError(f"the inputs {', '.join(inputs)} have {sorted(rows)} rows, must have the same number")
+        return rows.pop()
 
     def _schedule(self) -> None:
         """See to it that what waits will run; requests that arrive in the same turn of the loop still get in."""
@@ -117,7 +127,7 @@ class Batcher:
             self._jobs.popleft()
         return batch
 
-    def _run_together(self, batch: list[_Job]) -> list[Answer | Exception]:
+    def _run_together(self, batch: list[_Job]) -> Sequence[Answer | Exception]:
         try:
             return self._split(batch)
         except Exception as error:
@@ -125,21 +135,18 @@ class Batcher:
                 return [error]
             return [answer for job in batch for answer in self._run_together([job])]  # one may be to blame, not all
 
-    def _split(self, batch: list[_Job]) -> list[Answer | Exception]:
-        names = batch[0].inputs
-        joined = {name: np.concatenate([job.inputs[name] for job in batch]) for name in names}
-        outputs = self._run(joined if len(batch) > 1 else batch[0].inputs)
+    def _split(self, batch: list[_Job]) -> list[Answer]:
         if len(batch) == 1:
-            return [Answer(outputs, batch[0].rows)]
-        answers: list[Answer | Exception] = []
-        end = 0
-        total = sum(job.rows for job in batch)
-        for job in batch:
-            begin, end = end, end + job.rows
-            answers.append(Answer({name: array[begin:end] for name, array in outputs.items()}, total))
-        return answers
+            return [Answer(self._run(batch[0].inputs), batch[0].rows)]
+        joined = {name: np.concatenate([job.inputs[name] for job in batch]) for name in batch[0].inputs}
+        outputs = self._run(joined)
+        ends = list(accumulate(job.rows for job in batch))
+        return [
+            Answer({name: array[end - job.rows : end] for name, array in outputs.items()}, ends[-1])
+            for job, end in zip(batch, ends, strict=True)
+        ]
 
-    def _finish(self, batch: list[_Job], answers: list[Answer | Exception]) -> None:
+    def _finish(self, batch: list[_Job], answers: Sequence[Answer | Exception]) -> None:
         for job, answer in zip(batch, answers, strict=True):
             if job.answer.done():  # the client has gone
                 continue

@@ -36,6 +36,7 @@ class Settings(BaseModel):
     timeout_s: float = Field(30, gt=0, le=3600)
     token_file: Path | None = None
     log_level: str = Field("INFO", pattern=f"^({LEVELS})$")
+    log_dir: str | None = None
 
     @classmethod
     def of(cls, **values: Any) -> "Settings":

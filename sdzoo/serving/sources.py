@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from sdzoo.errors import InputError
 from sdzoo.metadata import PRODUCER, Metadata
@@ -57,7 +56,7 @@ def _described(path: Path) -> tuple[bool, str]:
         raise InputError(f"{path}: no such file")
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:  # protobuf's own
         raise InputError(f"{path}: not an ONNX file") from error
     if model.producer_name == PRODUCER:
         return True, Metadata.decode({prop.key: prop.value for prop in model.metadata_props}).name

@@ -1,0 +1,55 @@
+"""What takes the connections: Ray's own proxy, or HAProxy in front of the replicas; set before Ray is imported."""
+
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sdzoo.errors import InputError
+
+DRAINING_S = 3  # a replica that is replaced stays reachable so long, until HAProxy knows
+CLIENT_S = 60  # a client that sends nothing for so long is cut off
+
+# Ray reads them when it is imported, and hands them down to its own processes.
+BOTH = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+}
+
+
+def _proxy(folder: Path) -> dict[str, str]:
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+
+
+def _haproxy(folder: Path) -> dict[str, str]:
+    paths = {
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": "admin.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": "metrics.sock",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": "haproxy.cfg",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
+    }
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_S),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAINING_S),
+        **{name: str(folder / file) for name, file in paths.items()},
+    }
+
+
+INGRESSES: dict[str, Callable[[Path], Mapping[str, str]]] = {"proxy": _proxy, "haproxy": _haproxy}
+
+
+def prepare(ingress: str) -> None:
+    """Set the environment for an ingress, except what the user has set; HAProxy's files go into a folder of ours.
+
+    Raises:
+        InputError: There is no such ingress.
+    """
+    if ingress not in INGRESSES:
+        raise InputError(f"ingress is {ingress!r}, must be one of {', '.join(INGRESSES)}")
+    folder = Path(tempfile.mkdtemp(prefix="sdzoo-"))  # mode 700: HAProxy's admin socket is open to all who reach it
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's own ports obey nobody else
+    for name, value in {**BOTH, **secret, **INGRESSES[ingress](folder)}.items():
+        os.environ.setdefault(name, value)

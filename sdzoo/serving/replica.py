@@ -1,0 +1,60 @@
+"""The deployment on Ray Serve: each replica parses, batches and runs by itself; no request makes a second hop."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray import serve
+
+from sdzoo.serving.application import Application
+from sdzoo.serving.model import Models
+from sdzoo.serving.settings import Settings
+from sdzoo.serving.sources import Source, read_sources
+
+NAME = "sdzoo"
+CONNECTIONS = 4096  # at a time on one replica; the limit that matters is the bounded queue's, whose answer is ours
+
+
+@serve.ingress()
+class Replica:
+    """One process that serves all models."""
+
+    def __init__(self, settings: Settings, sources: tuple[Source, ...]) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdzoo")  # one run at a time has all the CPUs
+        self._models = Models(sources, settings, self._executor)
+        self._application = Application(self._models, settings, settings.token())
+
+    def __serve_build_asgi_app__(self) -> Application:
+        """Return what Ray Serve sends requests to."""
+        return self._application
+
+    def check_health(self) -> None:
+        """Raise where Ray should replace this replica."""
+        self._models.check_health()
+
+
+def app(settings: Settings) -> serve.Application:
+    """Build the application, for ``serve run sdzoo.serving:app models=a.onnx`` and for YAML files.
+
+    Raises:
+        InputError: See ``read_sources``.
+    """
+    sources = read_sources(settings.models)
+    deployment: Any = serve.deployment(
+        name=NAME,
+        num_replicas=settings.replicas,
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        max_ongoing_requests=CONNECTIONS,
+        max_surge_percent=100,  # the new replicas of a redeploy start before the old ones stop
+        graceful_shutdown_timeout_s=settings.timeout_s + 10,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        health_check_timeout_s=30,
+        logging_config={
+            "encoding": "JSON",
+            "log_level": settings.log_level,
+            "logs_dir": settings.log_dir,
+            "enable_access_log": False,
+        },
+    )(Replica)
+    bound: serve.Application = deployment.bind(settings, sources)
+    return bound

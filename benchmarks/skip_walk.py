@@ -1,0 +1,72 @@
+"""Compare trainings of one network with timm's DropPath and with skipped paths, any number of seeds an arm.
+
+    python benchmarks/skip_walk.py runs/vit_* --output docs/results/skip_walk.csv
+
+Loss and accuracy are those of the last epoch; seconds are those of training alone, from the log.
+"""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sdzoo.files import replacing
+from sdzoo.hardware import hardware
+from sdzoo.training.report import spread
+from sdzoo.training.runs import Run
+
+
+def row(folder: Path) -> dict[str, Any]:
+    """Return what one run came to."""
+    run = Run(folder)
+    arguments: dict[str, Any] = run.arguments()
+    last = run.epochs()[-1]
+    return {
+        "arm": _arm(arguments),
+        "seed": arguments["seed"],
+        "drop_path": arguments["drop_path"],
+        "epochs": last.number + 1,
+        "train_loss": last.train_loss,
+        "validation_loss": last.validation_loss,
+        "validation_top1": last.top1,
+        "seconds_per_epoch": statistics.mean(run.seconds().values()),
+        "hardware": hardware(),
+    }
+
+
+def _arm(arguments: dict[str, Any]) -> str:
+    if not arguments["model"].startswith("skip_"):
+        return "timm's DropPath"
+    return f"skipped, mode {(arguments['model_kwargs'] or {}).get('mode', 'batch')}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return mean and standard deviation over seeds of every arm."""
+    columns = ("train_loss", "validation_loss", "validation_top1", "seconds_per_epoch")
+    result = Table("arm", "seeds", *columns)
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        result.add_row(arm, str(len(mine)), *(spread([row[column] for row in mine]) for column in columns))
+    return result
+
+
+def main(
+    runs: Annotated[list[Path], typer.Argument(help="Training folders.")],
+    output: Annotated[Path, typer.Option(help="CSV file to write, a row a run.")],
+) -> None:
+    """Print the arms side by side; write a row for every run."""
+    rows = sorted((row(folder) for folder in runs if folder.is_dir()), key=lambda row: (row["arm"], row["seed"]))
+    with replacing(output) as file, file.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    Console(width=130).print(table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)

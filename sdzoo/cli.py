@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "quantize": ("sdzoo.export.commands", "quantize"),
     "classify": ("sdzoo.export.commands", "classify"),
     "serve": ("sdzoo.serving.commands", "serve"),
+    "triton": ("sdzoo.export.triton_command", "triton"),
     "push": ("sdzoo.hub.commands", "push"),
     "pull": ("sdzoo.hub.commands", "pull"),
     "info": ("sdzoo.hub.commands", "info"),

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,32 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to fill; leaving the block puts it into place in one step.
+
+    Raises:
+        InputError: ``path`` exists, or its folder does not or cannot be written.
+        OSError: The disk is full.
+    """
+    target = Path(path).absolute()
+    if target.exists():
+        raise InputError(f"cannot make the folder {target}: it exists")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(f"cannot write into the folder {target.parent}: {error.strerror}") from error
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _check(target: Path) -> None:

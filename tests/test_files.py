@@ -11,7 +11,7 @@ from disk import file_size_limit, unwritable
 
 import sdzoo
 from sdzoo.errors import InputError
-from sdzoo.files import replacing
+from sdzoo.files import new_folder, replacing
 
 KILLED = """
 import os, signal, sys, types
@@ -97,3 +97,19 @@ def test_bad_targets_are_refused_before_the_block_runs(tmp_path: Path) -> None:
     for target, message in targets.items():
         with pytest.raises(InputError, match=message), replacing(target):
             pytest.fail("the block must not run")
+
+
+def test_a_folder_appears_filled_or_not_at_all(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "folder") as temporary:
+        (temporary / "file").write_text("content")
+        assert not (tmp_path / "folder").exists()
+    with pytest.raises(KeyError), new_folder(tmp_path / "other") as temporary:
+        (temporary / "file").write_text("content")
+        raise KeyError
+    with pytest.raises(InputError, match="it exists"), new_folder(tmp_path / "folder"):
+        pass
+    for folder in (tmp_path / "no" / "folder", unwritable(tmp_path) / "folder"):
+        with pytest.raises(InputError, match="cannot write into the folder"), new_folder(folder):
+            pass
+    assert [path.name for path in tmp_path.iterdir() if path.name != "locked"] == ["folder"]
+    assert (tmp_path / "folder" / "file").read_text() == "content"

@@ -32,6 +32,9 @@ def serve(
     token_file: Annotated[
         Path | None, typer.Option(help="Clients must send this file's bearer token.  [or: $SDZOO_SERVE_TOKEN]")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="Port for Prometheus, on every address.  [default: any]", show_default=False)
+    ] = None,
     log_level: Annotated[str, typer.Option(help="INFO logs every request, WARNING faults only.")] = "INFO",
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for the replicas' logs.  [default: in that of Ray]", show_default=False)
@@ -65,10 +68,11 @@ def serve(
     )
     sources = read_sources(settings.models)
     settings.token()
-    address = launch.Address(host, port)
+    address = launch.Address(host, port, metrics_port)
     with launch.serving(address, settings):
         for source in sources:
             console.print(f"{address}/v2/models/{source.name}/versions/{source.version}  {source.path}")
+        console.print(f"metrics on {launch.metrics_url()}")
         console.print(f"serving on {address}")
         launch.wait(settings)
         console.print("stopping: what is under way gets its answer")

@@ -22,10 +22,11 @@ STOP = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen."""
+    """Where to listen: for clients, and on which port for Prometheus (None for any)."""
 
     host: str
     port: int
+    metrics_port: int | None = None
 
     def __str__(self) -> str:
         """Return the URL."""
@@ -65,9 +66,16 @@ def _start(address: Address, settings: Settings) -> None:
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
+        _metrics_export_port=address.metrics_port,
     )
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": address.host, "port": address.port})
+
+
+def metrics_url() -> str:
+    """Return where Prometheus finds the metrics of this machine."""
+    (node,) = ray.nodes()
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def deploy(settings: Settings) -> None:

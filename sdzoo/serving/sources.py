@@ -46,20 +46,26 @@ def _source(argument: str) -> Source:
     if "=" in argument and given is None and not Path(argument).is_file():
         raise InputError(f"{argument!r} must be FILE, NAME=FILE or NAME:VERSION=FILE, the name of letters, digits, _.-")
     path = Path(given["file"] if given else argument).absolute()
-    ours, name = _described(path)
-    return Source(given["name"] if given else name, (given and given["version"]) or "1", path, ours)
+    metadata = _metadata(path)
+    name = given["name"] if given else (metadata.name if metadata else path.stem)
+    if not re.fullmatch(NAME, name):
+        raise InputError(f"{path}: cannot be served as {name!r}; give a name by NAME=FILE")
+    return Source(name, (given and given["version"]) or "1", path, metadata is not None)
 
 
-def _described(path: Path) -> tuple[bool, str]:
-    """Return whether sdzoo wrote the file, and the name to serve it under."""
+def _metadata(path: Path) -> Metadata | None:
+    """Return what the file says of itself, None where sdzoo did not write it."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own
         raise InputError(f"{path}: not an ONNX file") from error
-    if model.producer_name == PRODUCER:
-        return True, Metadata.decode({prop.key: prop.value for prop in model.metadata_props}).name
-    if not re.fullmatch(NAME, path.stem):
-        raise InputError(f"{path}: cannot be served under that name; give one by NAME=FILE")
-    return False, path.stem
+    if not model.graph.node:
+        raise InputError(f"{path}: not an ONNX file, or an empty one")
+    if model.producer_name != PRODUCER:
+        return None
+    try:
+        return Metadata.decode({prop.key: prop.value for prop in model.metadata_props})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error

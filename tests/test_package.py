@@ -30,7 +30,7 @@ def test_wheel_holds_the_package_alone(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names} == {"sdzoo", f"sdzoo-{sdzoo.__version__}.dist-info"}
     assert "sdzoo/py.typed" in names
     assert any(name.endswith("LICENSE") for name in names)
-    for ending in (".py", ".yaml", ".png", ".safetensors"):
+    for ending in (".py", ".yaml", ".png", ".safetensors", "/page.html"):
         assert any(name.endswith(ending) for name in names), ending
     assert wheel.stat().st_size < 25e6
 

@@ -1,0 +1,28 @@
+# A server on NVIDIA GPUs: needs the driver and the NVIDIA Container Toolkit on the host, nothing else of CUDA.
+#
+#     docker build -f docker/gpu.Dockerfile -t sdzoo-gpu .
+#     docker run --rm --init --gpus all --shm-size 1g -p 8000:8000 -v "$PWD:/models:ro" sdzoo-gpu MODEL.onnx --gpus 1
+#
+# All ports but 8000 stay inside the container. For --device tensorrt add the package tensorrt to the last pip install,
+# and keep its engines by -v sdzoo-engines:/home/sdzoo/.cache
+ARG PYTHON=3.12.12-slim-bookworm
+
+FROM python:${PYTHON} AS build
+WORKDIR /source
+RUN python -m venv --without-pip /opt/sdzoo
+# onnxruntime does the work: torch and torchvision come without the CUDA libraries of their usual wheels
+RUN pip --python /opt/sdzoo install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch torchvision
+COPY pyproject.toml README.md LICENSE ./
+COPY sdzoo sdzoo
+RUN pip --python /opt/sdzoo install --no-cache-dir ".[gpu,serve]" "onnxruntime-gpu[cuda,cudnn]"
+
+FROM python:${PYTHON}
+RUN useradd --create-home --uid 10001 sdzoo && install -d -o sdzoo -g sdzoo /home/sdzoo/.cache
+COPY --from=build /opt/sdzoo /opt/sdzoo
+ENV PATH=/opt/sdzoo/bin:$PATH PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
+USER 10001
+WORKDIR /models
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=4)"]
+ENTRYPOINT ["sdzoo", "serve", "--host", "0.0.0.0", "--port", "8000"]

@@ -57,7 +57,7 @@ def peer(name: str, depth: int, drop_path_rate: float) -> SdResNet:
     """Return a network by the name of its arm: ``constant``, ours with either sampling, or a peer."""
     if name == "constant":
         return SdResNet(depth, drop_path_rate=0.0)
-    if name in ("bernoulli", "systematic"):
+    if name in OURS:
         return SdResNet(depth, drop_path_rate=drop_path_rate, sampling=name)
     if name == "skip, gradients None":
         return Untied(depth, drop_path_rate=drop_path_rate)
@@ -66,7 +66,8 @@ def peer(name: str, depth: int, drop_path_rate: float) -> SdResNet:
     return network
 
 
-ARMS = ("constant", "bernoulli", "systematic", *MASKING, "skip, gradients None")
+OURS = ("bernoulli", "systematic")
+ARMS = ("constant", *OURS, *MASKING, "skip, gradients None")
 
 
 def needs_unused(name: str) -> bool:

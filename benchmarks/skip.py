@@ -20,12 +20,13 @@ import timm
 import torch
 import typer
 from interleave import interleaved
+from memory import saved_bytes
 from rich.console import Console
 from rich.table import Table
+from rows import Row, add_rows
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from train_step import Row, add_rows, saved_bytes
 
 from sdzoo import skip_drop_path
 from sdzoo.hardware import hardware
@@ -127,8 +128,12 @@ def _branch_step(path: ResidualPath, block: nn.Module, inputs: Sequence[Any]) ->
     leaves = [x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     gradient = torch.ones_like(path.branch(block, None, None, *inputs))
 
+    changed = [tensor for tensor in (*block.parameters(), *leaves) if isinstance(tensor, Tensor)]
+
     def step() -> None:
         path.branch(block, None, None, *leaves).backward(gradient)
+        for tensor in changed:
+            tensor.grad = None  # as after a training step: the next gradient is stored, not added
 
     return step
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -9,11 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 from sdzoo.serving.batching import Answer
-from sdzoo.serving.http import DisconnectedError, Receive, Response, Scope, Send, read_body
+from sdzoo.serving.http import DisconnectedError, Receive, Response, Scope, Send, read_body, timeout
 from sdzoo.serving.image import decode_image
-from sdzoo.serving.metrics import Metrics, Record, log, write
 from sdzoo.serving.model import Model, Models
 from sdzoo.serving.protocol import LENGTH, decode, encode, model_metadata, server_metadata
+from sdzoo.serving.record import Metrics, Record, RequestLog
 from sdzoo.serving.settings import Settings, Token
 from sdzoo.serving.signature import ProtocolError
 
@@ -21,6 +22,8 @@ MODEL = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
 OPEN = {"", "/", "/v2/health/live", "/v2/health/ready"}  # no token: probes carry none, and the page is public
 HEADER = LENGTH.lower().encode()
 GONE = 499  # the client hung up: nothing is sent, but it is counted
+
+log = logging.getLogger("ray.serve")
 
 Headers = dict[bytes, bytes]
 
@@ -33,7 +36,7 @@ class Request:
         self.path: str = scope["path"].removeprefix(scope.get("root_path", ""))
         self.headers: Headers = dict(scope["headers"])
         self.receive = receive
-        self.record = Record()
+        self.record = Record(request=self.headers.get(b"x-request-id", b"").decode("latin-1"))
         self.model: Model
 
 
@@ -43,19 +46,34 @@ Handler = Callable[["Application", Request], Awaitable[Response]]
 class Application:
     """The routes over the models of one replica."""
 
-    def __init__(self, models: Models, settings: Settings, token: Token) -> None:
+    def __init__(self, models: Models, settings: Settings, token: Token, requests: RequestLog) -> None:
         self.models, self.settings, self.limits, self.token = models, settings, settings.limits, token
+        self.requests = requests
         self.metrics = Metrics()
         self._page = files("sdzoo.serving").joinpath("page.html").read_bytes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection's request, as ASGI says."""
         if scope["type"] == "lifespan":
-            await _live(receive, send)
+            await self._live(receive, send)
         elif scope["type"] == "http":
             await self._serve(Request(scope, receive), send)
         else:
             await send({"type": "websocket.close"})
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        writing = asyncio.create_task(self._write_requests())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        writing.cancel()
+        self.requests.write()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _write_requests(self) -> None:
+        while True:
+            await asyncio.sleep(1)
+            self.requests.write()
 
     async def _serve(self, request: Request, send: Send) -> None:
         record, began = request.record, time.perf_counter()
@@ -69,7 +87,7 @@ class Application:
         finally:
             record.milliseconds = (time.perf_counter() - began) * 1e3
             self.metrics.count(record)
-            write(record)
+            self.requests.add(record)
 
     async def _answer(self, request: Request) -> Response:
         try:
@@ -82,7 +100,7 @@ class Application:
         except DisconnectedError:
             raise
         except Exception as error:
-            log.exception("not answered")
+            log.exception("not answered: %s", request.path)
             request.record.error = f"{type(error).__name__}: {error}"
             return Response.error("the server failed at this request; its log says why", 500)
 
@@ -162,7 +180,8 @@ class Application:
     async def _run(self, request: Request, inputs: dict[str, Any]) -> Answer:
         batcher, seconds = request.model.batcher, self.settings.timeout_s
         try:
-            answer = await asyncio.wait_for(batcher(inputs), seconds)
+            async with timeout(seconds):
+                answer = await batcher(inputs)
         except asyncio.TimeoutError:
             raise ProtocolError(f"no answer within {seconds:g} s: try again", 503) from None
         request.record.batch, request.record.waiting = answer.batch, batcher.waiting
@@ -183,9 +202,3 @@ ROUTES: tuple[tuple[str, "re.Pattern[str]", Handler], ...] = tuple(
         ("GET", "/?", Application.page),
     )
 )
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    for event in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{event}.complete"})

@@ -35,9 +35,11 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(help="Port for Prometheus, on every address.  [default: any]", show_default=False)
     ] = None,
-    log_level: Annotated[str, typer.Option(help="INFO logs every request, WARNING faults only.")] = "INFO",
+    log_level: Annotated[
+        str, typer.Option(help="INFO: every request; WARNING: those refused; ERROR: faults.")
+    ] = "INFO",
     log_dir: Annotated[
-        Path | None, typer.Option(help="Folder for the replicas' logs.  [default: in that of Ray]", show_default=False)
+        Path | None, typer.Option(help="Folder for the logs.  [default: that of Ray]", show_default=False)
     ] = None,
 ) -> None:
     """Serve ONNX files over HTTP by the Open Inference Protocol, until SIGTERM or Ctrl-C; SIGHUP reads them anew."""

@@ -1,12 +1,18 @@
 """The little of HTTP that the server needs: reading a body within limits, sending an answer."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sdzoo.serving.protocol import error_body
 from sdzoo.serving.signature import ProtocolError
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout as timeout
+else:
+    from async_timeout import timeout as timeout  # aiohttp brings it, and Ray aiohttp
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -62,7 +68,8 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int, s
     if length.isdigit() and int(length) > limit:
         raise _too_large(int(length), limit)
     try:
-        return await asyncio.wait_for(_read(receive, limit), seconds)
+        async with timeout(seconds):
+            return await _read(receive, limit)
     except asyncio.TimeoutError:
         raise ProtocolError(f"the body took longer than {seconds:g} s", 408) from None
 

@@ -1,12 +1,14 @@
 """The deployment on Ray Serve: each replica parses, batches and runs by itself; no request makes a second hop."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 
 from sdzoo.serving.application import Application
 from sdzoo.serving.model import Models
+from sdzoo.serving.record import RequestLog
 from sdzoo.serving.settings import Settings
 from sdzoo.serving.sources import Source, read_sources
 
@@ -21,7 +23,8 @@ class Replica:
     def __init__(self, settings: Settings, sources: tuple[Source, ...]) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdzoo")  # one run at a time has all the CPUs
         self._models = Models(sources, settings, self._executor)
-        self._application = Application(self._models, settings, settings.token())
+        requests = RequestLog(settings.log_level, _log_file(settings.log_dir))
+        self._application = Application(self._models, settings, settings.token(), requests)
 
     def __serve_build_asgi_app__(self) -> Application:
         """Return what Ray Serve sends requests to."""
@@ -30,6 +33,13 @@ class Replica:
     def check_health(self) -> None:
         """Raise where Ray should replace this replica."""
         self._models.check_health()
+
+
+def _log_file(folder: str | None) -> Path | None:
+    if folder is None:
+        return None
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder) / f"requests_{serve.get_replica_context().replica_id.unique_id}.jsonl"
 
 
 def app(settings: Settings) -> serve.Application:

@@ -11,7 +11,6 @@ from sdzoo.errors import InputError
 from sdzoo.serving.signature import Limits
 
 TOKEN = "SDZOO_SERVE_TOKEN"
-LEVELS = "DEBUG|INFO|WARNING|ERROR"
 
 
 def _listed(models: Any) -> Any:
@@ -35,7 +34,7 @@ class Settings(BaseModel):
     max_body_mb: float = Field(16, gt=0, le=2048)
     timeout_s: float = Field(30, gt=0, le=3600)
     token_file: Path | None = None
-    log_level: str = Field("INFO", pattern=f"^({LEVELS})$")
+    log_level: str = Field("INFO", pattern="^(INFO|WARNING|ERROR)$")
     log_dir: str | None = None
 
     @classmethod

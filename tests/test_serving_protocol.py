@@ -357,12 +357,15 @@ def test_what_is_too_large_is_413() -> None:
 
 def test_a_shape_of_huge_sizes_allocates_nothing() -> None:
     wild = Signature("net", ("1",), "", (Tensor("x", "FP32", (-1, -1, -1)),), (LOGITS,))
-    description = {"name": "x", "datatype": "FP32", "shape": [8, 2**62, 2**62], "data": [1.0]}
+    description = {"name": "x", "datatype": "FP32", "shape": [8, 2**31 - 1, 2**31 - 1], "data": [1.0]}
     body = json.dumps({"inputs": [description]}).encode()
     tracemalloc.start()
     refused(body, "has 1 values, must be", signature=wild)
     binary = body.replace(b'"data": [1.0]', b'"parameters": {"binary_data_size": 0}')
     refused(binary, "has 0 bytes of data, must be", signature=wild)
+    for size in (2**31, 10**4000):
+        longer = body.replace(str(2**31 - 1).encode(), str(size).encode())
+        refused(longer, "must be [-1, -1, -1] with -1 for any size from 1 to 2147483647", signature=wild)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**20

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from sdzoo.serving.signature import DYNAMIC, Limits, ProtocolError, Tensor, shown
 
+LARGEST = 2**31 - 1  # size of a dimension
+
 
 def read_shape(tensor: Tensor, shape: object, limits: Limits) -> tuple[int, ...]:
     """Return the shape that a client gives for an input; nothing is allocated for it.
@@ -17,7 +19,7 @@ def read_shape(tensor: Tensor, shape: object, limits: Limits) -> tuple[int, ...]
         ProtocolError: It does not fit the tensor, is empty, or has more rows than the limit (status 413).
     """
     if type(shape) is not list or not _fits(shape, tensor.shape):
-        allowed = f"{list(tensor.shape)} with -1 for any size from 1"
+        allowed = f"{list(tensor.shape)} with -1 for any size from 1 to {LARGEST}"
         raise ProtocolError(f"input {tensor.name!r} has shape {shown(shape)}, must be {allowed}")
     if tensor.shape[:1] == (DYNAMIC,) and shape[0] > limits.max_batch:
         allowed = f"at most {limits.max_batch}"
@@ -27,7 +29,7 @@ def read_shape(tensor: Tensor, shape: object, limits: Limits) -> tuple[int, ...]
 
 def _fits(shape: list[Any], allowed: tuple[int, ...]) -> bool:
     return len(shape) == len(allowed) and all(
-        type(size) is int and (size >= 1 if wanted == DYNAMIC else size == wanted)
+        type(size) is int and (1 <= size <= LARGEST if wanted == DYNAMIC else size == wanted)
         for size, wanted in zip(shape, allowed, strict=True)
     )
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,7 @@ from served import Server, binary_request, outputs_of, serving
 from sdzoo.export import write_onnx
 from sdzoo.runtime import Classifier
 
-pytest.importorskip("ray.serve")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="needs sdzoo[serve]")]
 
 INFER = "/v2/models/net/infer"
 IMAGES = np.random.default_rng(0).normal(size=(1, 3, 28, 28)).astype(np.float32)

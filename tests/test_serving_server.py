@@ -11,6 +11,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sdzoo.runtime import Classifier
 from sdzoo.samples import Sample, read_samples
 
 tritonclient = pytest.importorskip("tritonclient.http")
+pytestmark = pytest.mark.skipif(not find_spec("ray"), reason="needs sdzoo[serve]")
 
 NAME = "sd_resnet20.fashion_mnist"
 INFER, CLASSIFY = f"/v2/models/{NAME}/infer", f"/v2/models/{NAME}/classify"

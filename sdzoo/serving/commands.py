@@ -13,7 +13,7 @@ console = Console(highlight=False, markup=False, soft_wrap=True)
 
 def serve(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL.onnx...", help="FILE, NAME=FILE or NAME:VERSION=FILE, one or more.")
+        list[str], typer.Argument(metavar="MODEL.onnx", help="FILE, NAME=FILE or NAME:VERSION=FILE, one or more.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,

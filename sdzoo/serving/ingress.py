@@ -1,7 +1,9 @@
 """What takes the connections: Ray's own proxy, or HAProxy in front of the replicas; set before Ray is imported."""
 
+import atexit
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ CLIENT_S = 60  # a client that sends nothing for so long is cut off
 BOTH = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs longer than Ray's 30
 }
 
 
@@ -50,6 +53,7 @@ def prepare(ingress: str) -> None:
     if ingress not in INGRESSES:
         raise InputError(f"ingress is {ingress!r}, must be one of {', '.join(INGRESSES)}")
     folder = Path(tempfile.mkdtemp(prefix="sdzoo-"))  # mode 700: HAProxy's admin socket is open to all who reach it
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's own ports obey nobody else
     for name, value in {**BOTH, **secret, **INGRESSES[ingress](folder)}.items():
         os.environ.setdefault(name, value)

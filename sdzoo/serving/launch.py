@@ -58,6 +58,15 @@ def serving(address: Address, settings: Settings) -> Iterator[None]:
 
 
 def _start(address: Address, settings: Settings) -> None:
+    try:
+        _init_ray(address, settings)
+    except Exception as error:  # Ray's own have no common base
+        raise InputError(f"Ray cannot be started here: {error}") from error
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": address.host, "port": address.port})
+
+
+def _init_ray(address: Address, settings: Settings) -> None:
     ray.init(
         address="local",
         num_cpus=2 * settings.replicas * settings.cpus,  # a redeploy starts new replicas before it stops old ones
@@ -68,8 +77,6 @@ def _start(address: Address, settings: Settings) -> None:
         log_to_driver=False,
         _metrics_export_port=address.metrics_port,
     )
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": address.host, "port": address.port})
 
 
 def metrics_url() -> str:

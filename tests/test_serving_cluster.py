@@ -1,0 +1,31 @@
+"""Two machines: one dies under load and every request is answered; a new one takes its place."""
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from sdzoo.checkpoints import load_model
+from sdzoo.export import write_onnx
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="needs sdzoo[serve]")]
+
+
+def test_a_node_killed_under_load(tmp_path: Path) -> None:
+    write_onnx(load_model("sd_resnet20"), tmp_path / "net.onnx")
+    script = Path(__file__).with_name("ray_two_nodes.py")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path / "net.onnx"], capture_output=True, text=True, timeout=900, env=environment
+    )
+    assert ended.returncode == 0, ended.stderr
+    figures = json.loads(ended.stdout.splitlines()[-1])
+    print(figures)
+    # Every client retried until it was answered, so the script's end says that no request was lost.
+    assert figures["answered after the kill"] > 100
+    assert figures["failed first tries"] < figures["answered"] / 20
+    assert figures["replicas while one node was gone"] == 1

@@ -16,7 +16,9 @@ from networks import FASHION, network
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from served import serving
 
+from sdzoo.checkpoints import load_model
 from sdzoo.export import write_onnx
 from sdzoo.runtime import Classifier
 from sdzoo.samples import FASHION_MNIST
@@ -194,6 +196,22 @@ def test_the_servers_reason_is_shown_and_the_page_goes_on(browser: Chrome, serve
     choose(browser, BAG)
     wait_for(browser, "status", "first, version 1: ")
     assert text(browser, "error") == ""
+
+
+@pytest.mark.slow
+def test_the_real_server_answers_the_page(browser: Chrome, tmp_path: Path) -> None:
+    write_onnx(load_model("sd_resnet20"), tmp_path / "model.onnx")
+    with serving(tmp_path, tmp_path / "model.onnx") as real:
+        browser.get(f"http://{real.host}/")
+        wait_for(browser, "status", "No picture yet.")
+        for picture in (BAG, BOOT):
+            choose(browser, picture)
+            wait_for(browser, "hint", picture.name)
+            wait_for(browser, "status", "sd_resnet20.fashion_mnist, version 1: ")
+            shows(browser, Classifier(tmp_path / "model.onnx", "cpu"), picture)
+        choose(browser, tmp_path / "model.onnx")
+        wait_for(browser, "error", "are not an image, must be PNG")
+    assert [entry for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]] == []
 
 
 def test_a_server_that_is_gone_is_said(browser: Chrome, classifiers: dict[tuple[str, str], Classifier]) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdzoo.serving.ingress import PORTS
+
 START = 240  # seconds; a loaded machine is slow to start Ray
 STOP = 120
 
@@ -77,6 +79,7 @@ def serving(folder: Path, *arguments: object, environment: dict[str, str] | None
     """Serve until the block ends, then stop and check that the server left in order."""
     port, output = free_port(), folder / "output.txt"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    own = {name: str(free_port()) for name in PORTS}
     command = [sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *map(str, arguments)]
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -84,7 +87,7 @@ def serving(folder: Path, *arguments: object, environment: dict[str, str] | None
             stdout=file,
             stderr=file,
             text=True,
-            env={**inherited, **(environment or {})},
+            env={**inherited, **own, **(environment or {})},
         )
     server = Server(port, process, output)
     try:

@@ -14,7 +14,7 @@ from networks import FASHION, network
 from served import free_port
 
 from sdzoo.export import write_onnx
-from sdzoo.serving.ingress import INGRESSES, prepare
+from sdzoo.serving.ingress import INGRESSES, PORTS, prepare
 
 DOCS = Path(__file__).parents[1] / "docs" / "serving"
 needs_ray = pytest.mark.skipif(not find_spec("ray"), reason="needs sdzoo[serve]")
@@ -60,6 +60,14 @@ def test_what_cannot_be_served(model_file: Path, tmp_path: Path, capsys: pytest.
     refused("no_token: the token cannot be read", capsys, model_file, "--token-file", tmp_path / "no_token")
 
 
+def test_a_port_of_haproxy_that_is_taken(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(port)
+        os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
+        refused(f":{port}: ", capsys, model_file, "--ingress", "haproxy")
+
+
 @needs_ray
 def test_a_port_that_is_taken(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
@@ -72,6 +80,7 @@ def test_a_port_that_is_taken(model_file: Path, capsys: pytest.CaptureFixture[st
 def test_haproxys_files_are_nobody_elses(ingress: str) -> None:
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
+    os.environ.update({name: str(free_port()) for name in PORTS})
     prepare(ingress)
     uses_haproxy = ingress == "haproxy"
     assert os.environ["RAY_SERVE_ENABLE_HA_PROXY"] == str(int(uses_haproxy))
@@ -85,6 +94,7 @@ def test_haproxys_files_are_nobody_elses(ingress: str) -> None:
 
 def test_what_the_user_has_set_stays() -> None:
     os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = "7"
+    os.environ.update({name: str(free_port()) for name in PORTS})
     prepare("haproxy")
     assert os.environ["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "7"
 

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from sdzoo.serving.batching import Answer
-from sdzoo.serving.http import DisconnectedError, Receive, Response, Scope, Send, read_body, timeout
+from sdzoo.serving.http import Bodies, DisconnectedError, Receive, Response, Scope, Send, timeout
 from sdzoo.serving.image import decode_image
 from sdzoo.serving.model import Model, Models
 from sdzoo.serving.protocol import LENGTH, decode, encode, model_metadata, server_metadata
@@ -21,6 +21,7 @@ from sdzoo.serving.signature import ProtocolError
 MODEL = r"/v2/models/(?P<model>[^/]+)(/versions/(?P<version>[^/]+))?"
 OPEN = {"", "/", "/v2/health/live", "/v2/health/ready"}  # no token: probes carry none, and the page is public
 HEADER = LENGTH.lower().encode()
+MEMORY = 512 * 2**20  # bytes that bodies may take while they arrive
 GONE = 499  # the client hung up: nothing is sent, but it is counted
 
 log = logging.getLogger("ray.serve")
@@ -50,6 +51,7 @@ class Application:
         self.models, self.settings, self.limits, self.token = models, settings, settings.limits, token
         self.requests = requests
         self.metrics = Metrics()
+        self._bodies = Bodies(self.limits.max_bytes, settings.timeout_s, MEMORY)
         self._page = files("sdzoo.serving").joinpath("page.html").read_bytes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,7 +177,7 @@ class Application:
 
     async def _body(self, request: Request) -> bytes:
         request.model.batcher.check_room()  # before a byte is read
-        return await read_body(request.headers, request.receive, self.limits.max_bytes, self.settings.timeout_s)
+        return await self._bodies.read(request.headers, request.receive)
 
     async def _run(self, request: Request, inputs: dict[str, Any]) -> Answer:
         batcher, seconds = request.model.batcher, self.settings.timeout_s

@@ -76,5 +76,10 @@ def serve(
             console.print(f"{address}/v2/models/{source.name}/versions/{source.version}  {source.path}")
         console.print(f"metrics on {launch.metrics_url()}")
         console.print(f"serving on {address}")
-        launch.wait(settings)
+        for _ in launch.hangups():
+            try:
+                launch.deploy(settings)
+                console.print("serving the files anew")
+            except InputError as error:
+                console.print(f"serving the old files on: {error}")
         console.print("stopping: what is under way gets its answer")

@@ -53,41 +53,58 @@ class Response:
         await send({"type": "http.response.body", "body": self.body})
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int, seconds: float) -> bytes:
-    """Read the whole body of a request.
+class Bodies:
+    """Reads the bodies of requests.
 
-    Raises:
-        ProtocolError: It is larger than the limit (status 413), takes longer than the time (408), or is compressed
-            (415).
-        DisconnectedError: The client hung up.
+    Args:
+        limit: Bytes of one body.
+        seconds: Until it must be there.
+        memory: Bytes of all bodies that are being read.
     """
-    encoding = headers.get(b"content-encoding", b"identity")
-    if encoding != b"identity":
-        raise ProtocolError(f"the body's Content-Encoding is {encoding.decode('latin-1')!r}, must be identity", 415)
-    length = headers.get(b"content-length", b"0")
-    if length.isdigit() and int(length) > limit:
-        raise _too_large(int(length), limit)
-    try:
-        async with timeout(seconds):
-            return await _read(receive, limit)
-    except asyncio.TimeoutError:
-        raise ProtocolError(f"the body took longer than {seconds:g} s", 408) from None
 
+    def __init__(self, limit: int, seconds: float, memory: int) -> None:
+        self.limit, self.seconds, self.memory = limit, seconds, max(memory, limit)
+        self._held = 0
 
-async def _read(receive: Receive, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise DisconnectedError
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _too_large(size, limit)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    async def read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """Read a whole body.
 
+        Raises:
+            ProtocolError: It is larger than the limit (status 413), takes longer than the time (408), is compressed
+                (415), or all bodies together are too large (503).
+            DisconnectedError: The client hung up.
+        """
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding != b"identity":
+            raise ProtocolError(f"the body's Content-Encoding is {encoding.decode('latin-1')!r}, must be identity", 415)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.limit:
+            raise self._too_large(int(length))
+        try:
+            async with timeout(self.seconds):
+                return await self._read(receive)
+        except asyncio.TimeoutError:
+            raise ProtocolError(f"the body took longer than {self.seconds:g} s", 408) from None
 
-def _too_large(size: int, limit: int) -> ProtocolError:
-    return ProtocolError(f"the body has {size} bytes or more, must have at most {limit}", 413)
+    async def _read(self, receive: Receive) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise DisconnectedError
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                self._held += len(parts[-1])
+                if size > self.limit:
+                    raise self._too_large(size)
+                if self._held > self.memory:
+                    raise ProtocolError(f"requests of {self._held} bytes are under way already: try again", 503)
+                if not message.get("more_body", False):
+                    return parts[0] if len(parts) == 1 else b"".join(parts)
+        finally:
+            self._held -= size
+
+    def _too_large(self, size: int) -> ProtocolError:
+        return ProtocolError(f"the body has {size} bytes or more, must have at most {self.limit}", 413)

@@ -4,6 +4,7 @@ import atexit
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,6 @@ CLIENT_S = 60  # a client that sends nothing for so long is cut off
 BOTH = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_raylet_start_wait_time_s": "120",  # a busy machine needs longer than Ray's 30
 }
 
 
@@ -33,6 +33,7 @@ def _haproxy(folder: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
     }
     return {
+        **PORTS,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(CLIENT_S),
@@ -41,14 +42,25 @@ def _haproxy(folder: Path) -> dict[str, str]:
     }
 
 
+PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}  # HAProxy's besides ours
+
 INGRESSES: dict[str, Callable[[Path], Mapping[str, str]]] = {"proxy": _proxy, "haproxy": _haproxy}
+
+
+def check_free(host: str, port: int, advice: str = "") -> None:
+    """Raise InputError where nobody can listen on a port."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen on {host}:{port}: {error}{advice}") from error
 
 
 def prepare(ingress: str) -> None:
     """Set the environment for an ingress, except what the user has set; HAProxy's files go into a folder of ours.
 
     Raises:
-        InputError: There is no such ingress.
+        InputError: There is no such ingress, or a port that HAProxy needs for itself is taken.
     """
     if ingress not in INGRESSES:
         raise InputError(f"ingress is {ingress!r}, must be one of {', '.join(INGRESSES)}")
@@ -57,3 +69,6 @@ def prepare(ingress: str) -> None:
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # Ray's own ports obey nobody else
     for name, value in {**BOTH, **secret, **INGRESSES[ingress](folder)}.items():
         os.environ.setdefault(name, value)
+    if ingress == "haproxy":
+        for name in PORTS:
+            check_free("0.0.0.0", int(os.environ[name]), f"; set {name} to a free one")

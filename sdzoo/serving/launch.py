@@ -3,16 +3,16 @@
 import logging
 import re
 import signal
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import ray
 from ray import serve
 
 from sdzoo.errors import InputError
+from sdzoo.serving.ingress import check_free
 from sdzoo.serving.replica import NAME, app
 from sdzoo.serving.settings import Settings
 
@@ -32,14 +32,6 @@ class Address:
         """Return the URL."""
         return f"http://{self.host}:{self.port}"
 
-    def check_free(self) -> None:
-        """Raise InputError where nobody can listen here."""
-        try:
-            with socket.create_server((self.host, self.port), reuse_port=False):
-                pass
-        except (OSError, OverflowError) as error:
-            raise InputError(f"cannot listen on {self.host}:{self.port}: {error}") from error
-
 
 @contextmanager
 def serving(address: Address, settings: Settings) -> Iterator[None]:
@@ -48,7 +40,7 @@ def serving(address: Address, settings: Settings) -> Iterator[None]:
     Raises:
         InputError: Nobody can listen on the address, or a model cannot be served.
     """
-    address.check_free()
+    check_free(address.host, address.port)
     _start(address, settings)
     try:
         deploy(settings)
@@ -60,10 +52,11 @@ def serving(address: Address, settings: Settings) -> Iterator[None]:
 def _start(address: Address, settings: Settings) -> None:
     try:
         _init_ray(address, settings)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options={"host": address.host, "port": address.port})
     except Exception as error:  # Ray's own have no common base
+        ray.shutdown()
         raise InputError(f"Ray cannot be started here: {error}") from error
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": address.host, "port": address.port})
 
 
 def _init_ray(address: Address, settings: Settings) -> None:
@@ -105,20 +98,10 @@ def _stop() -> None:
     ray.shutdown()
 
 
-def wait(settings: Settings) -> None:
-    """Wait for a signal to stop; SIGHUP serves the files anew."""
-    arrived: list[int] = []
-    wake = threading.Event()
-
-    def note(number: int, frame: object) -> None:
-        arrived.append(number)
-        wake.set()
-
+def hangups() -> Iterator[None]:
+    """Yield at every SIGHUP, until a signal says stop."""
+    arrived: SimpleQueue[int] = SimpleQueue()
     for number in (*STOP, signal.SIGHUP):
-        signal.signal(number, note)
-    while not any(number in STOP for number in arrived):
-        wake.wait()
-        wake.clear()
-        if signal.SIGHUP in arrived:
-            arrived.remove(signal.SIGHUP)
-            deploy(settings)
+        signal.signal(number, lambda number, frame: arrived.put(number))
+    while arrived.get() == signal.SIGHUP:
+        yield

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sdzoo.devices import run, session
@@ -13,8 +14,6 @@ from sdzoo.serving.batching import Batcher
 from sdzoo.serving.settings import Settings
 from sdzoo.serving.signature import DYNAMIC, ProtocolError, Signature, shown
 from sdzoo.serving.sources import Source
-
-BROKEN = 3  # failed runs in a row, after which a replica says that it is unhealthy
 
 
 class Model:
@@ -37,7 +36,9 @@ class Model:
         self._session = self.classifier.session if self.classifier else session(source.path, **options)  # type: ignore[arg-type]
         self.signature = _signature(self._session, source, versions)
         self._outputs = [tensor.name for tensor in self.signature.outputs]
-        self._failures = 0
+        self._known_good: Mapping[str, NDArray[Any]] = {}  # inputs of a run that worked
+        self._failed = False
+        self._warm_up(settings.max_batch)
         self.batcher = Batcher(
             self._run,
             executor,
@@ -57,15 +58,26 @@ class Model:
         return self.classifier
 
     def check_health(self) -> None:
-        """Raise RuntimeError where the last runs all failed, as after a lost GPU."""
-        if self._failures >= BROKEN:
-            raise RuntimeError(f"{self.source.name}: the last {self._failures} runs failed")
+        """Raise what onnxruntime raises where it fails at what it could do before, as after a lost GPU."""
+        if self._failed and self._known_good:
+            self._run(self._known_good)
 
     def _run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        self._failures += 1
-        outputs = dict(zip(self._outputs, run(self._session, self._outputs, inputs), strict=True))
-        self._failures = 0
+        try:
+            outputs = dict(zip(self._outputs, run(self._session, self._outputs, inputs), strict=True))
+        except Exception:
+            self._failed = True
+            raise
+        self._failed, self._known_good = False, inputs
         return outputs
+
+    def _warm_up(self, max_batch: int) -> None:
+        """Run once with one picture and once with a full batch: engines and buffers are built before clients come."""
+        if self.classifier is None:
+            return
+        (images,) = self.signature.inputs
+        for batch in (self.classifier.batch,) if self.classifier.batch else (1, max_batch):
+            self._run({images.name: np.zeros((batch, *images.shape[1:]), images.dtype)})
 
 
 def _signature(session: Any, source: Source, versions: Sequence[str]) -> Signature:
@@ -115,7 +127,7 @@ class Models:
         return [{"name": name, "version": version} for name, versions in self._models.items() for version in versions]
 
     def check_health(self) -> None:
-        """Raise RuntimeError where one is broken."""
+        """Raise an error where one is broken."""
         for versions in self._models.values():
             for model in versions.values():
                 model.check_health()

@@ -95,7 +95,9 @@ def path_costs(setup: Setup, rounds: int) -> list[float]:
     branches = []
     for path, block, inputs in _recorded(with_gates(network, [True] * len(network._draws.gates.survival)), setup):
         branches.append(str(id(path.branch)))
-        steps.setdefault(branches[-1], _branch_step(path, block, inputs))
+        if branches[-1] not in steps:
+            branch = torch.compile(path.branch) if setup.compiled else path.branch
+            steps[branches[-1]] = _branch_step(branch, block, inputs)
     seconds = interleaved(steps, rounds)
     return [statistics.median(seconds[branch]) for branch in branches]
 
@@ -124,14 +126,13 @@ def _recorded(network: nn.Module, setup: Setup) -> Iterator[tuple[ResidualPath, 
     return iter(seen)
 
 
-def _branch_step(path: ResidualPath, block: nn.Module, inputs: Sequence[Any]) -> Step:
+def _branch_step(branch: Callable[..., Tensor], block: nn.Module, inputs: Sequence[Any]) -> Step:
     leaves = [x.clone().requires_grad_() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
-    gradient = torch.ones_like(path.branch(block, None, None, *inputs))
-
+    gradient = torch.ones_like(branch(block, None, None, *inputs))
     changed = [tensor for tensor in (*block.parameters(), *leaves) if isinstance(tensor, Tensor)]
 
     def step() -> None:
-        path.branch(block, None, None, *leaves).backward(gradient)
+        branch(block, None, None, *leaves).backward(gradient)
         for tensor in changed:
             tensor.grad = None  # as after a training step: the next gradient is stored, not added
 
@@ -199,6 +200,7 @@ def main(
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank = int(os.environ.get("LOCAL_RANK", 0))
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    torch._dynamo.config.recompile_limit = 64  # the arms share timm's code: each needs its graphs of it
     for model in models:
         setup = Setup(model, rate, batch, size, compiled, device)
         rows = measure(setup, rounds)

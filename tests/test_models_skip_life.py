@@ -11,7 +11,7 @@ import torch
 from skip_families import images, network
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from sdzoo import skip_drop_path, unskip
 
@@ -267,6 +267,17 @@ def test_no_graph_is_compiled_for_a_gate_pattern(family: str, mode: str) -> None
     assert len(patterns) > 8
     assert counts[-1] == counts[5]
     assert counts[-1] <= (24 if mode == "sample" else 16)
+
+
+@pytest.mark.parametrize("mode", ["batch", pytest.param("sample", marks=pytest.mark.slow)])
+def test_no_limit_of_recompilation_is_hit(mode: str) -> None:
+    """ResNet-26 has eight blocks of eight shapes: at dynamo's limit for one function, which then runs uncompiled."""
+    torch.compiler.reset()
+    model = timm.create_model("resnet26", drop_path_rate=0.4, num_classes=10).train()
+    compiled = torch.compile(skip_drop_path(model, mode=mode, schedule="uniform"), backend=CompileCounter())
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(10):
+            compiled(torch.randn(4, 3, 32, 32)).sum().backward()
 
 
 def test_compiled_evaluation_is_one_graph() -> None:

@@ -12,7 +12,7 @@ from sdzoo.models.checkpointing import frozen_statistics
 from sdzoo.models.skip_class import Adapted, original_class
 from sdzoo.models.skip_cut import Path, Plan, plan_of
 from sdzoo.models.skip_draws import Draws, Step
-from sdzoo.models.skip_sample import add_rows, take
+from sdzoo.models.skip_sample import Window, add_rows, take
 from sdzoo.models.skip_trace import CannotConvertError, is_constant
 
 # Arguments of timm's blocks that belong to positions, not to samples, whatever the size of their dimension 0.
@@ -63,6 +63,7 @@ def _enter(block: SkippingBlock, original: Callable[..., Any], args: tuple[Any, 
 SkippingBlock.enters = {"forward": _enter}
 
 
+@torch.compiler.disable(recursive=False)  # compiled, it would be one function with a graph for every block
 def _run(block: SkippingBlock, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plan, inputs = _plan(block, args, kwargs)
     return plan.forward(block, *inputs)
@@ -106,8 +107,15 @@ def residual(block: SkippingBlock, index: int, shortcut: Tensor, *inputs: Any) -
     if window.rows == step.batch:
         return path.branch(block, shortcut, scale, *inputs)
     _check_rows(skip, step, shortcut)
-    part = [take(x, window) if _is_batched(name, x, step) else x for name, x in zip(path.inputs, inputs, strict=True)]
-    return add_rows(shortcut, window, path.branch(block, None, scale, *part))
+    part = _part(path, inputs, step, window)
+    total: Tensor = add_rows(shortcut, window, path.branch(block, None, scale, *part))
+    return total
+
+
+@torch.compiler.disable
+def _part(path: Path, inputs: Iterable[Any], step: Step, window: Window) -> list[Any]:
+    """Return the inputs of a branch with the rows of a window alone."""
+    return [take(x, window) if _is_batched(name, x, step) else x for name, x in zip(path.inputs, inputs, strict=True)]
 
 
 def _others(plan: Plan, path: Path, inputs: Iterable[Any]) -> list[Tensor]:

@@ -52,6 +52,7 @@ def take(x: Tensor, window: Window) -> Tensor:
     return taken
 
 
+@torch.compiler.disable  # every window would be a graph
 def add_rows(x: Tensor, window: Window, rows: Tensor) -> Tensor:
     """Return x with ``rows`` added to the rows of the window."""
     added: Tensor = _AddRows.apply(x, window, rows)

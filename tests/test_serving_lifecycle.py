@@ -1,6 +1,10 @@
 """What a server does between its start and its end: it drains, it takes new files, it keeps strangers out."""
 
 import http.client
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -11,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from networks import FASHION, network
-from served import Server, binary_request, outputs_of, serving
+from served import START, STOP, Server, binary_request, free_port, outputs_of, serving
 
 from sdzoo.export import write_onnx
 from sdzoo.runtime import Classifier
@@ -101,7 +106,7 @@ def test_a_new_file_is_served_without_losing_a_request(ingress: str, model_file:
         write_onnx(network(cfg=FASHION, seed=2), model_file)
         new = logits(model_file)
         assert np.abs(new - old).max() > 0.1
-        server.process.send_signal(1)
+        server.process.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + 240
         while not np.allclose(load.answers[-1], new, atol=1e-4) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -113,6 +118,19 @@ def test_a_new_file_is_served_without_losing_a_request(ingress: str, model_file:
     assert all(np.allclose(a, old, atol=1e-4) or np.allclose(a, new, atol=1e-4) for a in load.answers)
     assert kinds[0] == "old" and kinds[-100:] == ["new"] * 100
     print(f"{ingress}: {len(kinds)} answered, {kinds.count('new')} of them by the new file, none lost")
+
+
+def test_a_file_that_cannot_be_served_leaves_the_old_one_in_place(model_file: Path, tmp_path: Path) -> None:
+    old = logits(model_file)
+    with serving(tmp_path, f"net={model_file}") as server:
+        model_file.write_bytes(b"no model")
+        server.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 60
+        while "serving the old files on:" not in server.said():
+            assert time.monotonic() < deadline, server.said()
+            time.sleep(0.2)
+        answer = server.post(INFER, *binary_request(IMAGES))
+        np.testing.assert_allclose(outputs_of(answer)["logits"], old, atol=1e-4)
 
 
 def test_a_token_lets_in_who_has_it(model_file: Path, tmp_path: Path) -> None:
@@ -128,3 +146,36 @@ def test_a_token_lets_in_who_has_it(model_file: Path, tmp_path: Path) -> None:
         assert server.post(INFER, body, {**headers, "Authorization": "Bearer correct horse"}).status == 200
         for public in ("/", "/v2/health/live", "/v2/health/ready"):
             assert server.get(public).status == 200
+
+
+def test_the_same_application_by_serve_run(model_file: Path, tmp_path: Path) -> None:
+    port = free_port()
+    configuration = yaml.safe_load((Path(__file__).parents[1] / "docs" / "serving" / "serve.yaml").read_text())
+    configuration["http_options"] = {"host": "127.0.0.1", "port": port}
+    (application,) = configuration["applications"]
+    application["args"] |= {"models": [f"net={model_file}"], "replicas": 1, "log_dir": str(tmp_path / "logs")}
+    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(configuration))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    with (tmp_path / "output.txt").open("w") as output:
+        command = [sys.executable, "-m", "ray.serve.scripts", "run", str(tmp_path / "serve.yaml")]
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, text=True)
+    server = Server(port, process, tmp_path / "output.txt")
+    try:
+        deadline = time.monotonic() + START
+        while not answers(server):
+            assert process.poll() is None and time.monotonic() < deadline, server.said()
+            time.sleep(0.5)
+        answer = server.post(INFER, *binary_request(IMAGES))
+        np.testing.assert_allclose(outputs_of(answer)["logits"], logits(model_file), atol=1e-4)
+    finally:
+        process.terminate()
+        process.wait(STOP)
+    assert list((tmp_path / "logs").glob("requests_*.jsonl"))
+
+
+def answers(server: Server) -> bool:
+    try:
+        return server.get("/v2/health/ready").status == 200
+    except OSError:
+        return False

@@ -75,7 +75,10 @@ class Application:
     async def _write_requests(self) -> None:
         while True:
             await asyncio.sleep(1)
-            self.requests.write()
+            try:
+                self.requests.write()
+            except OSError:  # a full disk is no reason to stop serving
+                log.exception("the log of requests cannot be written")
 
     async def _serve(self, request: Request, send: Send) -> None:
         record, began = request.record, time.perf_counter()

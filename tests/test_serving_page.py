@@ -214,12 +214,16 @@ def test_the_real_server_answers_the_page(browser: Chrome, tmp_path: Path) -> No
     assert [entry for entry in browser.get_log("browser") if "Content Security Policy" in entry["message"]] == []
 
 
-def test_a_server_that_is_gone_is_said(browser: Chrome, classifiers: dict[tuple[str, str], Classifier]) -> None:
-    with Server(classifiers) as server:
-        opened(browser, server)
-        server.shutdown()
+def test_a_server_out_of_reach_is_said(browser: Chrome, server: Server) -> None:
+    opened(browser, server)
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": True})
     choose(browser, BAG)
     wait_for(browser, "error", "The server does not answer.")
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": False})
+    choose(browser, BAG)
+    wait_for(browser, "status", "first, version 1: ")
 
 
 def test_a_token_is_asked_for_where_the_server_needs_it(

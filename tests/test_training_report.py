@@ -26,7 +26,7 @@ def write_run(root: Path, seed: int, drop_path: float, top1: list[float], step_s
     header = "epoch,train_loss,eval_loss,eval_top1,eval_top5,lr"
     lines = [f"{epoch},0.5,0.4,{value},99,0.1" for epoch, value in enumerate(top1)]
     (folder / "summary.csv").write_text("\n".join([header, *lines]))
-    log = "Train: {} [   9/10 (100%)]  Loss: 0.3 (0.4)  Time: 0.5s, 256.0/s  ({:.3f}s,  31.4/s)  LR: 1e-01"
+    log = "Train: {} [   9/10 (100%)]  Loss:  0.3 (0.4)  Time: 0.5s, 256.0/s  ({:.3f}s,  31.4/s)  LR: 1e-01  Data: 0.1"
     (folder / "train.log").write_text("\n".join(log.format(epoch, step_seconds) for epoch in range(len(top1))))
     model = timm.create_model("sd_resnet20", drop_path_rate=drop_path)
     model.gates.step = STEPS
@@ -71,7 +71,8 @@ def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) 
 def test_files_are_complete_and_the_same_every_time(folders: list[Path], tmp_path: Path) -> None:
     for output in ("first", "second"):
         write_report(folders, tmp_path / output)
-    names = ["curves.csv", "curves.png", "curves.svg", "table.csv", "table.md", "time.png", "time.svg"]
+    figures = [f"{name}.{suffix}" for name in ("curves", "steps", "time") for suffix in ("png", "svg")]
+    names = sorted(["curves.csv", "steps.csv", "table.csv", "table.md", *figures])
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == names
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
@@ -79,6 +80,10 @@ def test_files_are_complete_and_the_same_every_time(folders: list[Path], tmp_pat
         points = list(csv.DictReader(lines))
     assert len(points) == 9
     assert points[4]["training minutes"] == str(round(2 * 8 / 60, 3))
+    with (tmp_path / "first" / "steps.csv").open() as lines:
+        updates = list(csv.DictReader(lines))
+    assert len(updates) == 9
+    assert (updates[1]["epoch"], updates[1]["training loss"], updates[1]["learning rate"]) == ("1.9", "0.3", "0.1")
     assert len((tmp_path / "first" / "table.md").read_text().splitlines()) == 4
 
 

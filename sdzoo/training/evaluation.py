@@ -124,6 +124,16 @@ def note(checkpoint: Path, images: str, score: Score) -> None:
         writer.writerow((checkpoint.name, images, score.correct, score.n, f"{score.error:.4f}"))
 
 
+def noted(checkpoint: Path) -> dict[str, float]:
+    """Return the errors in percent that were noted of a checkpoint, by the images it was evaluated on."""
+    file = checkpoint.parent / EVALUATIONS
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["checkpoint"] == checkpoint.name]
+    return {row["images"]: float(row["error"]) for row in rows}
+
+
 def labels_of(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the classes that travel with the weights."""
     return tuple(model.pretrained_cfg.get("label_names") or ())  # type: ignore[operator, union-attr]

@@ -4,7 +4,6 @@ Runs that differ in their seed alone are one arm; arms that differ in their surv
 with the constant-depth arm among them.
 """
 
-import csv
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ from sdzoo.checkpoints import read_checkpoint
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.models.gates import STEP_KEY, Gates
-from sdzoo.training.evaluation import EVALUATIONS
+from sdzoo.training.evaluation import noted
+from sdzoo.training.figures import columns_of, new_figure, write_csv, write_figure
 from sdzoo.training.runs import Epoch, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FORMATS = (".png", ".svg")
 
 
 @dataclass(frozen=True)
@@ -80,21 +78,11 @@ def read_result(folder: Path) -> Result:
         seed=int(arguments["seed"]),
         epochs=run.epochs(),
         error=100 - best.top1,
-        test_errors=_evaluations(folder, checkpoint),
+        test_errors=noted(checkpoint),
         seconds=run.seconds(),
         expected_open=sum(survival) / len(survival),
         measured_open=statistics.mean(drawn) / len(survival),
     )
-
-
-def _evaluations(folder: Path, checkpoint: Path) -> dict[str, float]:
-    """Return what ``sdzoo evaluate --record`` noted of a checkpoint, by the images it was evaluated on."""
-    file = folder / EVALUATIONS
-    if not file.is_file():
-        return {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["checkpoint"] == checkpoint.name]
-    return {row["images"]: float(row["error"]) for row in rows}
 
 
 def arms(results: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
@@ -149,7 +137,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
 
     Args:
         folders: Training folders of timm's script.
-        output: Folder to write ``table.csv``, ``table.md``, ``curves.csv``, ``curves.*`` and ``time.*`` to.
+        output: Folder to write ``table.csv``, ``table.md``, ``curves.csv``, ``curves.*`` and ``time.*`` to, and
+            ``steps.csv`` and ``steps.*`` where the logs have the losses between the epochs.
 
     Raises:
         InputError: A folder is no training folder, or matplotlib is not installed.
@@ -157,34 +146,23 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
     results = [read_result(folder) for folder in folders]
     table = rows(results)
     output.mkdir(parents=True, exist_ok=True)
-    _write_csv(output / "table.csv", table)
+    write_csv(output / "table.csv", table)
     with replacing(output / "table.md") as file:
         file.write_text(markdown(table), encoding="utf-8")
-    _write_csv(output / "curves.csv", [point for result in results for point in _curve(result)])
-    figures = {"curves": _draw(results, "epoch"), "time": _draw(results, "training minutes")}
-    for name, figure in figures.items():
-        for suffix in FORMATS:
-            with replacing(output / f"{name}{suffix}") as file:
-                figure.savefig(file, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+    write_csv(output / "curves.csv", [point for result in results for point in _curve(result)])
+    write_figure(_draw(results, "epoch"), output / "curves")
+    write_figure(_draw(results, "training minutes"), output / "time")
+    if steps := [point for result in results for point in _steps(result)]:
+        write_csv(output / "steps.csv", steps)
+        write_figure(_draw_steps(steps), output / "steps")
     return table
 
 
 def markdown(table: Sequence[dict[str, str]]) -> str:
     """Return rows as a Markdown table."""
-    columns = _columns(table)
+    columns = columns_of(table)
     lines = [columns, ["---"] * len(columns), *([row.get(column, "") for column in columns] for row in table)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _columns(table: Sequence[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(column for row in table for column in row))
-
-
-def _write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    with replacing(path) as file, file.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, _columns(table), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
 
 
 def _curve(result: Result) -> list[dict[str, Any]]:
@@ -209,13 +187,7 @@ def _curve(result: Result) -> list[dict[str, Any]]:
 
 def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
     """Draw the validation error of every run over its epochs or its training time, an arm a colour."""
-    try:
-        from matplotlib import rcParams
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("matplotlib is not installed: pip install 'sdzoo[report]'") from error
-    rcParams["svg.hashsalt"] = "sdzoo"  # the same bytes for the same runs
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure()
     axes = figure.subplots()
     for color, ((task, p_L), arm) in enumerate(arms(results).items()):
         for number, result in enumerate(arm):
@@ -226,4 +198,29 @@ def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
     axes.set(xlabel=abscissa, ylabel="validation error %", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    return figure
+
+
+def _steps(result: Result) -> list[dict[str, Any]]:
+    """Return what a run's log says of single updates."""
+    name, arm = result.run.folder.name, label(result.p_L)
+    return [
+        {"run": name, "arm": arm, "epoch": epoch, "training loss": loss, "learning rate": rate}
+        for epoch, loss, rate in result.run.steps()
+    ]
+
+
+def _draw_steps(steps: Sequence[dict[str, Any]]) -> "Figure":
+    """Draw loss and learning rate of single updates."""
+    figure = new_figure()
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for name in dict.fromkeys(step["run"] for step in steps):
+        own = [step for step in steps if step["run"] == name]
+        epochs = [step["epoch"] for step in own]
+        losses.plot(epochs, [step["training loss"] for step in own], label=f"{name}: {own[0]['arm']}", linewidth=0.8)
+        rates.plot(epochs, [step["learning rate"] for step in own], linewidth=0.8)
+    losses.set(ylabel="training loss", yscale="log")
+    rates.set(xlabel="epoch", ylabel="learning rate")
+    losses.grid(alpha=0.3, which="both")
+    losses.legend()
     return figure

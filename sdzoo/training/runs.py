@@ -12,6 +12,8 @@ from sdzoo.errors import InputError
 LOG = "train.log"
 # The last step line of an epoch: "Train: 3 [ 428/429 (100%)] ... Time: 0.41s, 310.12/s  (0.402s,  318.40/s) ..."
 STEPS = re.compile(r"Train: (\d+) \[ *\d+/(\d+) \(100%\)\].*? Time: .*?\(([\d.]+)s,")
+# Any step line, its own loss before the epoch's mean: "Train: 3 [  50/429 ( 12%)]  Loss: 0.41 (0.52) ... LR: 1e-01"
+STEP = re.compile(r"Train: (\d+) \[ *(\d+)/(\d+) .*?Loss: +(\S+) .*? LR: (\S+)")
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,20 @@ class Run:
 
     def seconds(self) -> dict[int, float]:
         """Return the seconds of training in each epoch, without validation, from the log."""
-        log = self.folder / LOG
-        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-        found = (STEPS.match(line) for line in lines)
+        found = map(STEPS.match, self._log())
         return {int(match[1]): int(match[2]) * float(match[3]) for match in found if match}
+
+    def steps(self) -> list[tuple[float, float, float]]:
+        """Return epoch, loss and learning rate of the single updates in the log; a repeated one counts once."""
+        found = map(STEP.match, self._log())
+        steps = {(int(m[1]), int(m[2])): (int(m[3]), float(m[4]), float(m[5])) for m in found if m}
+        return [
+            (epoch + update / updates, loss, rate) for (epoch, update), (updates, loss, rate) in sorted(steps.items())
+        ]
+
+    def _log(self) -> list[str]:
+        log = self.folder / LOG
+        return log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
 
     def checkpoints(self) -> dict[int, Path]:
         """Return the checkpoints that were kept, by their epochs."""

@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("sdzoo.training.commands", "train"),
     "evaluate": ("sdzoo.training.commands", "evaluate"),
     "report": ("sdzoo.training.commands", "report"),
+    "analyse gradients": ("sdzoo.training.commands", "gradients"),
+    "analyse survival": ("sdzoo.training.commands", "survival"),
     "data": ("sdzoo.training.commands", "data"),
     "export": ("sdzoo.export.commands", "export"),
     "verify": ("sdzoo.export.commands", "verify"),
@@ -25,8 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("sdzoo.hub.commands", "pull"),
     "info": ("sdzoo.hub.commands", "info"),
 }
-# The train command hands what it does not know itself on to timm's script.
-PASS_THROUGH = {"train": {"allow_extra_args": True, "ignore_unknown_options": True}}
+# These hand what they do not know themselves on to timm's script.
+TRAINING = ("train", "analyse gradients", "analyse survival")
+PASS_THROUGH = {command: {"allow_extra_args": True, "ignore_unknown_options": True} for command in TRAINING}
+GROUPS = {"analyse": "The paper's analyses: trainings side by side, as a table and a figure."}
 
 
 def _load(command: str) -> Callable[..., None]:
@@ -44,8 +48,12 @@ def app() -> typer.Typer:
         pretty_exceptions_enable=False,
         add_completion=False,
     )
+    groups = {"": sdzoo} | {name: typer.Typer(help=text, no_args_is_help=True) for name, text in GROUPS.items()}
+    for name in GROUPS:
+        sdzoo.add_typer(groups[name], name=name)
     for command in COMMANDS:
-        sdzoo.command(command, context_settings=PASS_THROUGH.get(command))(_load(command))
+        group, _, name = command.rpartition(" ")
+        groups[group].command(name, context_settings=PASS_THROUGH.get(command))(_load(command))
     return sdzoo
 
 

@@ -12,7 +12,7 @@ from sdzoo.cli import COMMANDS
 def test_every_command_has_a_help_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"train", "evaluate", "data", "export", "verify", "classify"} <= set(COMMANDS)
     for command in COMMANDS:
-        sdzoo(command, "--help")
+        sdzoo(*command.split(), "--help")
         assert f"Usage: sdzoo {command}" in capsys.readouterr().out
 
 

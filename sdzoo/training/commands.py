@@ -1,6 +1,7 @@
-"""The commands ``sdzoo train``, ``evaluate``, ``report`` and ``data``."""
+"""The commands ``sdzoo train``, ``evaluate``, ``report``, ``analyse`` and ``data``."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -99,10 +100,48 @@ def report(
     """Compare finished runs: errors over seeds, time against constant depth, open blocks, learning curves."""
     from sdzoo.training.report import write_report
 
-    rows = write_report(runs, output)
+    _print_table(write_report(runs, output), output)
+
+
+def gradients(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .yaml file.")],
+    p_l: Annotated[list[float], typer.Option("--p-l", help="The arms; 1 is constant depth.")] = [0.5, 1.0],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Seeds of every arm.")] = [1],  # noqa: B006
+    rule: Annotated[str, typer.Option(help="Survival probabilities: linear or uniform.")] = "linear",
+    weight: Annotated[str, typer.Option(help="Parameter to follow.")] = "layer1.0.conv1.weight",
+    output: Annotated[Path, typer.Option(help="Folder for runs, table and figure.")] = Path("analysis"),
+) -> None:
+    """Train arms and compare the mean gradient magnitude of the first block; further arguments go to timm's script."""
+    from sdzoo.training.analyse_gradients import analyse_gradients
+    from sdzoo.training.launch import find_recipe
+    from sdzoo.training.sweep import Sweep, cells
+
+    sweep = Sweep(find_recipe(recipe), context.args, output)
+    _print_table(analyse_gradients(sweep, cells(p_l, [rule], seed), weight), output)
+
+
+def survival(
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or a .yaml file.")],
+    p_l: Annotated[list[float], typer.Option("--p-l", help="The sweep; 1 is constant depth.")] = [0.2, 0.5, 0.8, 1.0],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Seeds of every cell.")] = [1],  # noqa: B006
+    rule: Annotated[list[str], typer.Option(help="linear, uniform.")] = ["linear", "uniform"],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="Folder for runs, table and figure.")] = Path("analysis"),
+) -> None:
+    """Train a sweep over survival probabilities and compare errors; further arguments go to timm's script."""
+    from sdzoo.training.analyse_survival import analyse_survival
+    from sdzoo.training.launch import find_recipe
+    from sdzoo.training.sweep import Sweep, cells
+
+    sweep = Sweep(find_recipe(recipe), context.args, output)
+    _print_table(analyse_survival(sweep, cells(p_l, rule, seed)), output)
+
+
+def _print_table(rows: Sequence[Mapping[str, object]], output: Path) -> None:
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*(row.get(column, "") for column in rows[0]))
+        table.add_row(*(str(row.get(column, "")) for column in rows[0]))
     Console(width=max(console.width, 160)).print(table)
     console.print(f"written: {output.resolve()}", markup=False)
 

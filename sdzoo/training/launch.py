@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -22,6 +22,7 @@ from sdzoo.models.skip_names import check_name
 from sdzoo.training.data import PROTOCOLS, open_split
 from sdzoo.training.runs import LOG
 
+MODULES = ("sdzoo", "sdzoo.models.skip_names")  # what the script imports before it creates the network
 RECIPES = Path(__file__).parent / "recipes"
 HEADER = ("Goal", "Paper", "Command", "Expected")
 
@@ -204,7 +205,7 @@ def command(recipe: Recipe, arguments: Sequence[str], script: Path, machines: Ma
         *machines.launcher(),
         *(["-m", "sdzoo.training.resume"] if machines.restarts else []),
         str(script),
-        *("--device-modules", "sdzoo", "sdzoo.models.skip_names"),
+        *("--device-modules", *MODULES),
         *("--config", str(recipe.path)),
         *_defaults(recipe, arguments),
         *arguments,
@@ -244,8 +245,12 @@ def folder_of(words: Sequence[str]) -> Path:
     return Path(value_of("--output", words) or ".") / (value_of("--experiment", words) or "")
 
 
-def run(words: Sequence[str]) -> Path:
+def run(words: Sequence[str], variables: Mapping[str, str] | None = None) -> Path:
     """Run a training command to its end and return the folder it wrote; what it prints also goes to ``train.log``.
+
+    Args:
+        words: The command.
+        variables: More variables of its environment.
 
     Raises:
         InputError: The script failed; it has said why.
@@ -255,7 +260,7 @@ def run(words: Sequence[str]) -> Path:
     # The script is a process of its own, which must find this package in a clone that is not installed, too.
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"} | FRESH_STORE
+    environment = os.environ | {"PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"} | FRESH_STORE | dict(variables or {})
     with (
         (folder / LOG).open("a", buffering=1, encoding="utf-8") as log,
         subprocess.Popen(

@@ -21,7 +21,7 @@ from sdzoo.training.data import PADDING, PROTOCOLS, SPLITS, SplitDataset, open_s
 def test_every_protocol_is_registered_with_timm() -> None:
     sources = {protocol.source for protocol in PROTOCOLS.values()}
     assert sources == set(DATASETS) == {"cifar10", "cifar100", "fashion_mnist", "svhn"}
-    assert {"sd_cifar10_few", "sd_cifar10_plain", "sd_cifar100_plain"} <= set(PROTOCOLS)
+    assert {"sd_cifar10_few", "sd_fashion_mnist_few", "sd_cifar10_plain", "sd_cifar100_plain"} <= set(PROTOCOLS)
     for name in PROTOCOLS:
         assert name in dataset_factory._TORCH_BASIC_DS
         assert f"{name}_test" in dataset_factory._TORCH_BASIC_DS
@@ -35,6 +35,11 @@ def test_splits_do_not_overlap_and_use_every_image(tmp_path: Path) -> None:
     assert np.array_equal(everything, cifar_images(6_000))
     assert np.array_equal(np.concatenate([train.labels, validation.labels]), np.arange(6_000) % 10)
     assert len(open_split("sd_cifar10", "test", tmp_path)) == 300
+
+
+def test_few_images_of_fashion_mnist(fashion_mnist_root: Path) -> None:
+    train, validation = (open_split("sd_fashion_mnist_few", split, fashion_mnist_root) for split in SPLITS[:2])
+    assert (len(train), len(validation), train.padding_color) == (2_000, 1_000, None)
 
 
 def test_few_images_are_the_first_and_not_augmented(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ PROTOCOLS = {
     "sd_cifar100": Protocol("cifar100"),
     "sd_cifar100_plain": Protocol("cifar100", augment=False),
     "sd_fashion_mnist": Protocol("fashion_mnist"),
+    "sd_fashion_mnist_few": Protocol("fashion_mnist", validation=1_000, train=2_000, augment=False),
     "sd_svhn": Protocol("svhn", validation=6_000, augment=False),
 }
 

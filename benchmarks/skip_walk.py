@@ -2,7 +2,8 @@
 
     python benchmarks/skip_walk.py runs/vit_* --output docs/results/skip_walk.csv
 
-Loss and accuracy are those of the last epoch; seconds are those of training alone, from the log.
+Loss and accuracy are those of the last epoch; seconds are those of training alone, from the log. Runs of one seed
+should train side by side: their times are compared with each other alone.
 """
 
 import csv
@@ -16,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sdzoo.files import replacing
-from sdzoo.hardware import hardware
 from sdzoo.training.report import spread
 from sdzoo.training.runs import Run
+
+DROP_PATH = "timm's DropPath"
 
 
 def row(folder: Path) -> dict[str, Any]:
@@ -35,19 +37,24 @@ def row(folder: Path) -> dict[str, Any]:
         "validation_loss": last.validation_loss,
         "validation_top1": last.top1,
         "seconds_per_epoch": statistics.mean(run.seconds().values()),
-        "hardware": hardware(),
     }
+
+
+def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add to every run its time as a share of timm's DropPath with the same seed."""
+    seconds = {row["seed"]: row["seconds_per_epoch"] for row in rows if row["arm"] == DROP_PATH}
+    return [row | {"time_ratio": row["seconds_per_epoch"] / seconds[row["seed"]]} for row in rows]
 
 
 def _arm(arguments: dict[str, Any]) -> str:
     if not arguments["model"].startswith("skip_"):
-        return "timm's DropPath"
+        return DROP_PATH
     return f"skipped, mode {(arguments['model_kwargs'] or {}).get('mode', 'batch')}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """Return mean and standard deviation over seeds of every arm."""
-    columns = ("train_loss", "validation_loss", "validation_top1", "seconds_per_epoch")
+    columns = ("train_loss", "validation_loss", "validation_top1", "time_ratio")
     result = Table("arm", "seeds", *columns)
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
@@ -60,7 +67,8 @@ def main(
     output: Annotated[Path, typer.Option(help="CSV file to write, a row a run.")],
 ) -> None:
     """Print the arms side by side; write a row for every run."""
-    rows = sorted((row(folder) for folder in runs if folder.is_dir()), key=lambda row: (row["arm"], row["seed"]))
+    finished = (row(folder) for folder in runs if folder.is_dir())
+    rows = with_ratios(sorted(finished, key=lambda row: (row["arm"], row["seed"])))
     with replacing(output) as file, file.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
         writer.writeheader()

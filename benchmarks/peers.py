@@ -1,4 +1,8 @@
-"""The same networks, weights and schedule under the other ways of closing a block that people use."""
+"""The same networks, weights and schedule under the other ways of closing a block that people use.
+
+Under torch.compile the branches of all of them are compiled, never a network for a gate pattern. The rules of the
+masking ones stay outside: they would be compiled anew for every survival probability, beyond torch's limit.
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +13,9 @@ from torch import Tensor
 from torchvision.ops import stochastic_depth
 
 from sdzoo import SdResNet
-from sdzoo.models.blocks import ResidualBlock
+
+Loop = Callable[..., list[Tensor]]
+not_compiled: Callable[[Loop], Loop] = torch.compiler.disable(recursive=False)
 
 # How a block's branch counts in one training step: (branch, open?, survival probability) -> what is added.
 Rule = Callable[[Tensor, bool, float], Tensor]
@@ -26,23 +32,22 @@ class Masking(SdResNet):
 
     rule: Rule
 
+    @not_compiled
     def _train_stages(self, x: Tensor) -> list[Tensor]:
         gates = iter(zip(self.gates.draw(), self.survival, strict=True))
         outputs = []
         for stage in self._stages():
             for block in stage:
-                x = _masked(block, x, self.rule, *next(gates))
+                is_open, p_l = next(gates)
+                x = F.relu(self.rule(block.residual(x), is_open, p_l) + block.shortcut(x), inplace=True)
             outputs.append(x)
         return outputs
-
-
-def _masked(block: ResidualBlock, x: Tensor, rule: Rule, is_open: bool, p_l: float) -> Tensor:
-    return F.relu(rule(block.residual(x), is_open, p_l) + block.shortcut(x), inplace=True)
 
 
 class Untied(SdResNet):
     """Skips closed blocks and leaves their gradients None, which DDP takes with ``find_unused_parameters`` only."""
 
+    @not_compiled
     def _train_stages(self, x: Tensor) -> list[Tensor]:
         gates = iter(self.gates.draw())
         outputs = []
@@ -62,7 +67,7 @@ def peer(name: str, depth: int, drop_path_rate: float) -> SdResNet:
     if name == "skip, gradients None":
         return Untied(depth, drop_path_rate=drop_path_rate)
     network = Masking(depth, drop_path_rate=drop_path_rate)
-    network.rule = MASKING[name]
+    network.rule = torch.compiler.disable(MASKING[name])
     return network
 
 

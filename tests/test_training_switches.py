@@ -224,19 +224,18 @@ GRAPHS = 1 + 5 + 2 + 1 + 1 + 5
 
 
 @pytest.mark.parametrize(
-    ("depth", "backend"),
+    ("depth", "backend", "validation"),
     [
-        (20, "eager"),
-        (110, "eager"),
-        pytest.param(20, "inductor", marks=pytest.mark.slow),
-        pytest.param(1202, "eager", marks=pytest.mark.slow),
+        (20, "eager", "validation"),
+        (110, "eager", ""),
+        pytest.param(20, "inductor", "validation", marks=pytest.mark.slow),
+        pytest.param(110, "eager", "validation", marks=pytest.mark.slow),
+        pytest.param(1202, "eager", "", marks=pytest.mark.slow),
     ],
 )
-def test_torchcompile_has_no_graph_for_a_gate_pattern(run: Run, depth: int, backend: str) -> None:
+def test_torchcompile_has_no_graph_for_a_gate_pattern(run: Run, depth: int, backend: str, validation: str) -> None:
     """The same few graphs at every depth; ten steps of other patterns in a second epoch bring none."""
-    values = {"model": f"sd_resnet{depth}", "batch_size": 20}
-    if depth > 20:
-        values |= {"val_split": ""}
+    values = {"model": f"sd_resnet{depth}", "batch_size": 20, "val_split": validation}
     counted = []
     for epochs in (1, 2):
         torch._dynamo.reset()

@@ -171,7 +171,7 @@ def test_the_same_application_by_serve_run(model_file: Path, tmp_path: Path) -> 
     finally:
         process.terminate()
         process.wait(STOP)
-    assert list((tmp_path / "logs").glob("requests_*.jsonl"))
+    assert list((tmp_path / "logs").rglob("requests_*.jsonl"))
 
 
 def answers(server: Server) -> bool:

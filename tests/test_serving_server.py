@@ -190,7 +190,7 @@ def test_prometheus_and_the_log_see_every_request(server: Server, folder: Path, 
     assert server.post(FIRST, *binary_request(images[:3])).status == 200
     assert server.post("/v2/models/add/infer", b"{").status == 400
     time.sleep(2)  # the log is written once a second
-    (file,) = (folder / "logs").glob("requests_*.jsonl")
+    (file,) = (folder / "logs").rglob("requests_*.jsonl")
     last = {(line["model"], line["status"]): line for line in map(json.loads, file.read_text().splitlines())}
     good, bad = last[NAME, 200], last["add", 400]
     assert (good["version"], good["batch"]) == ("1", 3) and 0 < good["ms"] < 60_000 and "error" not in good

@@ -4,8 +4,9 @@ import logging
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from io import StringIO
 from queue import SimpleQueue
 
 import ray
@@ -93,9 +94,11 @@ def deploy(settings: Settings) -> None:
 
 def _stop() -> None:
     """Answer what is under way, then end Serve and Ray."""
-    serve.delete(NAME)
-    serve.shutdown()
-    ray.shutdown()
+    with suppress(TimeoutError):  # Ray waits a minute
+        serve.delete(NAME)
+    with redirect_stdout(StringIO()):  # Ray reports the end of its own controller as a failed task
+        serve.shutdown()
+        ray.shutdown()
 
 
 def hangups() -> Iterator[None]:

@@ -1,7 +1,6 @@
 """What is kept of every request: figures for Prometheus through Ray's exporter, and one line of JSON in a log."""
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +54,10 @@ class RequestLog:
 
     Args:
         level: INFO for all requests, WARNING for faults of clients and the server, ERROR for the server's.
-        file: Where to; None for standard output, which Ray keeps with its logs.
+        file: Where to.
     """
 
-    def __init__(self, level: str, file: Path | None) -> None:
+    def __init__(self, level: str, file: Path) -> None:
         self._least, self._file = LEVELS[level], file
         self._lines: list[str] = []
 
@@ -81,10 +80,6 @@ class RequestLog:
         """Write what was noted."""
         text, self._lines = "".join(self._lines), []
         if not text:
-            return
-        if self._file is None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
             return
         with self._file.open("a", encoding="utf-8") as file:
             file.write(text)

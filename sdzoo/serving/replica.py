@@ -1,5 +1,6 @@
 """The deployment on Ray Serve: each replica parses, batches and runs by itself; no request makes a second hop."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Replica:
     def __init__(self, settings: Settings, sources: tuple[Source, ...]) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sdzoo")  # one run at a time has all the CPUs
         self._models = Models(sources, settings, self._executor)
-        requests = RequestLog(settings.log_level, _log_file(settings.log_dir))
+        requests = RequestLog(settings.log_level, _log_file())
         self._application = Application(self._models, settings, settings.token(), requests)
 
     def __serve_build_asgi_app__(self) -> Application:
@@ -35,11 +36,11 @@ class Replica:
         self._models.check_health()
 
 
-def _log_file(folder: str | None) -> Path | None:
-    if folder is None:
-        return None
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder) / f"requests_{serve.get_replica_context().replica_id.unique_id}.jsonl"
+def _log_file() -> Path:
+    """Return a file beside the log that Ray keeps for this replica, in the folder from the settings or in Ray's."""
+    handlers = (getattr(handler, "target", handler) for handler in logging.getLogger("ray.serve").handlers)
+    (ours, *_) = (Path(handler.baseFilename) for handler in handlers if isinstance(handler, logging.FileHandler))
+    return ours.with_name(f"requests_{serve.get_replica_context().replica_id.unique_id}.jsonl")
 
 
 def app(settings: Settings) -> serve.Application:

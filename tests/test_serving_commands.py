@@ -63,8 +63,8 @@ def test_what_cannot_be_served(model_file: Path, tmp_path: Path, capsys: pytest.
 def test_a_port_of_haproxy_that_is_taken(model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
+        os.environ.update({name: str(free_port()) for name in PORTS})
         os.environ["RAY_SERVE_HAPROXY_STATS_PORT"] = str(port)
-        os.environ["RAY_SERVE_HAPROXY_METRICS_PORT"] = str(free_port())
         refused(f":{port}: ", capsys, model_file, "--ingress", "haproxy")
 
 

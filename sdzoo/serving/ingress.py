@@ -18,6 +18,7 @@ CLIENT_S = 60  # a client that sends nothing for so long is cut off
 BOTH = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # on a busy machine Ray's 5 end in starting it again and again
 }
 
 
@@ -42,7 +43,12 @@ def _haproxy(folder: Path) -> dict[str, str]:
     }
 
 
-PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": "9101", "RAY_SERVE_HAPROXY_STATS_PORT": "8404"}  # HAProxy's besides ours
+# what listens with HAProxy besides our own port; the fallback takes requests while there is no replica
+PORTS = {
+    "RAY_SERVE_HAPROXY_METRICS_PORT": "9101",
+    "RAY_SERVE_HAPROXY_STATS_PORT": "8404",
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": "8500",
+}
 
 INGRESSES: dict[str, Callable[[Path], Mapping[str, str]]] = {"proxy": _proxy, "haproxy": _haproxy}
 

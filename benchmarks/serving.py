@@ -66,7 +66,7 @@ def write_models(depths: list[int], folder: Path) -> dict[int, Path]:
     paths = {depth: folder / f"net{depth}.onnx" for depth in depths}
     for depth, path in paths.items():
         torch.manual_seed(0)
-        write_onnx(timm.create_model(f"sd_resnet{depth}").eval(), path)
+        write_onnx(timm.create_model(f"sd_resnet{depth}").eval(), path, size=(SIZE, SIZE))
     return paths
 
 

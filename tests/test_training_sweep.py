@@ -13,7 +13,7 @@ from sdzoo.training.sweep import COMMAND, Cell, Sweep, cells
 def parsed(sweep: Sweep, cell: Cell, script: Path) -> dict[str, object]:
     """Return what timm's script makes of a cell's command."""
     words = sweep.words(cell)
-    assert words[1] == str(script)
+    assert words[1] == str(script.resolve())
     config = words.index("--config")  # the script reads it before it reads all others
     assert words[config + 1] == str(sweep.recipe.path)
     return vars(launch.script_parser(script, sweep.recipe).parse_args(words[2:config] + words[config + 2 :]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sdzoo.models.blocks import ResidualBlock, ShortcutA
+from sdzoo.models.blocks import ResidualBlock, ShortcutA, parameters_of
 
 
 def formula(block: ResidualBlock, x: torch.Tensor, p_l: float) -> torch.Tensor:
@@ -83,3 +83,9 @@ def test_half_precision_does_not_round_the_survival_probability() -> None:
 
 def test_survival_probability_is_configuration_not_a_weight() -> None:
     assert not any("p_l" in name for name in ResidualBlock(8, 8, 1, 0.5).state_dict())
+
+
+def test_parameters_of_blocks_are_found_at_any_depth() -> None:
+    block = ResidualBlock(16, 16, 1, 0.5)
+    torch.nn.utils.parametrizations.weight_norm(block.conv1)
+    assert {id(p) for p in parameters_of([block])} == {id(p) for p in block.parameters()}

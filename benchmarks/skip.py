@@ -9,7 +9,6 @@ the inputs it has in the network, measured in the same run. On a GPU the same co
 """
 
 import dataclasses
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 import typer
 from interleave import interleaved
 from memory import saved_bytes
+from ranks import this_rank
 from rich.console import Console
 from rich.table import Table
 from rows import Row, add_rows
@@ -196,18 +196,13 @@ def main(
     output: Annotated[Path | None, typer.Option(help="CSV file to add the rows to.")] = None,
 ) -> None:
     """Print, and add to a CSV file, the step times of all arms."""
-    if "RANK" in os.environ:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     torch._dynamo.config.recompile_limit = 64  # the arms share timm's code: each needs its graphs of it
-    for model in models:
-        setup = Setup(model, rate, batch, size, compiled, device)
-        rows = measure(setup, rounds)
-        if rank == 0:
-            report(setup, rows, rounds, output)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    with this_rank() as (rank, device):
+        for model in models:
+            setup = Setup(model, rate, batch, size, compiled, device)
+            rows = measure(setup, rounds)
+            if rank == 0:
+                report(setup, rows, rounds, output)
 
 
 def report(setup: Setup, rows: list[Row], rounds: int, output: Path | None) -> None:

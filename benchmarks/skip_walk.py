@@ -6,7 +6,6 @@ Loss and accuracy are those of the last epoch; seconds are those of training alo
 should train side by side: their times are compared with each other alone.
 """
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sdzoo.files import replacing
+from sdzoo.training.figures import write_csv
 from sdzoo.training.report import spread
 from sdzoo.training.runs import Run
 
@@ -69,10 +68,7 @@ def main(
     """Print the arms side by side; write a row for every run."""
     finished = (row(folder) for folder in runs if folder.is_dir())
     rows = with_ratios(sorted(finished, key=lambda row: (row["arm"], row["seed"])))
-    with replacing(output) as file, file.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(output, rows)
     Console(width=130).print(table(rows))
 
 

@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import typer
-from matplotlib import rcParams
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from peers import ARMS, OURS
 
-from sdzoo.files import replacing
+from sdzoo.training.figures import new_figure, write_figure
 
 Row = dict[str, str]
 MARKERS = dict(zip(ARMS, "_osx+12", strict=True))
@@ -28,8 +26,8 @@ def draw(path: Path) -> None:
     for row in rows:
         panels.setdefault(tuple(row[name] for name in PANEL), []).append(row)
     columns = {name: len(_cells(panel)) for name, panel in panels.items()}
-    rcParams["svg.hashsalt"] = "sdzoo"  # the same bytes for the same rows
-    figure = Figure(figsize=(3 + 0.75 * sum(columns.values()), 4.5), layout="constrained")
+    figure = new_figure()
+    figure.set_figwidth(3 + 0.75 * sum(columns.values()))
     all_axes = figure.subplots(
         1, len(panels), sharey=True, squeeze=False, gridspec_kw={"width_ratios": [n + 0.5 for n in columns.values()]}
     )[0]
@@ -40,9 +38,7 @@ def draw(path: Path) -> None:
     all_axes[0].set_ylabel("step time / constant depth")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(", ".join(sorted({row["hardware"] for row in rows})), fontsize=8)
-    for suffix in (".png", ".svg"):
-        with replacing(path.with_suffix(suffix)) as written:
-            figure.savefig(written, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None, dpi=120)
+    write_figure(figure, path.with_suffix(""))
 
 
 def _cells(rows: Sequence[Row]) -> list[tuple[int, float]]:

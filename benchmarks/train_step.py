@@ -10,7 +10,6 @@ backward minus what the closed blocks would have kept. On a GPU the same command
 ``grid.py`` runs many of these.
 """
 
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from limits import block_bytes, block_seconds
 from memory import peak_bytes, saved_bytes
 from overhead import draw_microseconds, tie_seconds
 from peers import ARMS, OURS, needs_unused
+from ranks import this_rank
 from rich.console import Console
 from rich.table import Table
 from rows import Row, add_rows
@@ -175,16 +175,11 @@ def main(
     output: Annotated[Path | None, typer.Option(help="CSV file to add the rows to.")] = None,
 ) -> None:
     """Print, and add to a CSV file, the step times of all arms."""
-    if "RANK" in os.environ:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
-    setup = Setup(depth, p_l, batch, channels_last, compiled, device)
-    rows = measure(setup, rounds)
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
-        report(setup, rows, rounds, output)
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    with this_rank() as (rank, device):
+        setup = Setup(depth, p_l, batch, channels_last, compiled, device)
+        rows = measure(setup, rounds)
+        if rank == 0:
+            report(setup, rows, rounds, output)
 
 
 if __name__ == "__main__":

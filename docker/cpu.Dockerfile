@@ -16,7 +16,10 @@ COPY sdzoo sdzoo
 RUN pip --python /opt/sdzoo install --no-cache-dir ".[cpu,serve]"
 
 FROM python:${PYTHON}
-RUN useradd --create-home --uid 10001 sdzoo
+# KubeRay's probes call wget, and its login shell finds ray only on the system's path
+RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && ln -s /opt/sdzoo/bin/ray /usr/local/bin/ray \
+    && useradd --create-home --uid 10001 sdzoo
 COPY --from=build /opt/sdzoo /opt/sdzoo
 ENV PATH=/opt/sdzoo/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001

@@ -17,7 +17,10 @@ COPY sdzoo sdzoo
 RUN pip --python /opt/sdzoo install --no-cache-dir ".[gpu,serve]" "onnxruntime-gpu[cuda,cudnn]"
 
 FROM python:${PYTHON}
-RUN useradd --create-home --uid 10001 sdzoo && install -d -o sdzoo -g sdzoo /home/sdzoo/.cache
+# KubeRay's probes call wget, and its login shell finds ray only on the system's path
+RUN apt-get update && apt-get install -y --no-install-recommends wget && rm -rf /var/lib/apt/lists/* \
+    && ln -s /opt/sdzoo/bin/ray /usr/local/bin/ray \
+    && useradd --create-home --uid 10001 sdzoo && install -d -o sdzoo -g sdzoo /home/sdzoo/.cache
 COPY --from=build /opt/sdzoo /opt/sdzoo
 ENV PATH=/opt/sdzoo/bin:$PATH PYTHONUNBUFFERED=1 NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001

@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, one killed under load: `python ray_two_nodes.py MODEL.onnx` prints what happened.
+"""Two Ray nodes on this machine, one killed under load: `python ray_two_nodes.py MODEL.onnx INGRESS` prints what happened.
 
 A process of its own, because Ray reads its environment when it is imported.
 """
@@ -16,7 +16,7 @@ from served import binary_request, free_port
 
 from sdzoo.serving.ingress import prepare
 
-prepare("proxy")
+prepare(sys.argv[2])
 
 import ray  # noqa: E402
 from ray import serve  # noqa: E402

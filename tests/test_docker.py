@@ -53,6 +53,7 @@ def test_what_is_kept_is_a_plain_user_on_a_pinned_base(file: Path) -> None:
     kept = last_stage(file)
     assert kept["USER"].isdecimal() and int(kept["USER"]) >= 1000  # by number: Kubernetes can tell it is not root
     assert f"--uid {kept['USER']}" in kept["RUN"] and "pip" not in kept["RUN"]
+    assert "install -y --no-install-recommends wget" in kept["RUN"]  # KubeRay's probes call it
     assert kept["EXPOSE"] == "8000"
 
 

@@ -11,16 +11,22 @@ import pytest
 
 from sdzoo.checkpoints import load_model
 from sdzoo.export import write_onnx
+from sdzoo.serving.ingress import INGRESSES
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason="needs sdzoo[serve]")]
 
 
-def test_a_node_killed_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ingress", INGRESSES)
+def test_a_node_killed_under_load(ingress: str, tmp_path: Path) -> None:
     write_onnx(load_model("sd_resnet20"), tmp_path / "net.onnx")
     script = Path(__file__).with_name("ray_two_nodes.py")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
-        [sys.executable, script, tmp_path / "net.onnx"], capture_output=True, text=True, timeout=900, env=environment
+        [sys.executable, script, tmp_path / "net.onnx", ingress],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment,
     )
     assert ended.returncode == 0, ended.stderr
     figures = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))  # Ray prints too

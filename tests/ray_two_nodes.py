@@ -1,4 +1,4 @@
-"""Two Ray nodes on this machine, one killed under load: `python ray_two_nodes.py MODEL.onnx INGRESS` prints what happened.
+"""Two Ray nodes on this machine, one killed under load: `python ray_two_nodes.py MODEL.onnx INGRESS` prints figures.
 
 A process of its own, because Ray reads its environment when it is imported.
 """

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from sdzoo import SdResNet, survival_probabilities
 from sdzoo.models.blocks import ResidualBlock
@@ -340,6 +341,17 @@ def test_group_matcher_puts_every_parameter_into_a_layer() -> None:
     groups = group_parameters(model, model.group_matcher())
     assert sum(map(len, groups.values())) == len(list(model.parameters()))
     assert len(groups) == 1 + 9 + 1
+
+
+@pytest.mark.parametrize("depth", [20, 110, pytest.param(1202, marks=pytest.mark.slow)])
+def test_compiled_evaluation_is_one_graph(depth: int) -> None:
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("eager")
+    model = timm.create_model(f"sd_resnet{depth}").eval()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        assert torch.equal(compiled(images()), model(images()))
+    assert counter.frame_count == 1
 
 
 def test_channels_last_stays_channels_last() -> None:

@@ -1,7 +1,9 @@
--- wrk's requests: the body in the file $BODY, whose JSON has $HEADER bytes; the results on one line.
+-- wrk's requests: the body in the file $BODY, whose JSON has $HEADER bytes before the tensors, or is all there is if
+-- that is not set; the results on one line.
 local file = assert(io.open(os.getenv("BODY"), "rb"))
 wrk.method = "POST"
 wrk.body = file:read("*a")
+wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Inference-Header-Content-Length"] = os.getenv("HEADER")
 file:close()
 

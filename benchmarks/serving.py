@@ -1,11 +1,13 @@
 """Served throughput of one-image requests, as a share of direct onnxruntime in the same run, for both ingresses.
 
     apt-get install wrk
-    python benchmarks/serving.py --depth 20 --depth 110 --output docs/results/serving.csv
+    python -m venv /tmp/mlserver && /tmp/mlserver/bin/pip install mlserver onnxruntime "uvloop<0.22"
+    python benchmarks/serving.py --mlserver /tmp/mlserver/bin/mlserver --output docs/results/serving.csv
 
 The peer is a loop at batch 1 with the threads that the replica has. The client is wrk: it is written in C, takes a few
-percent of a core, and sends the binary tensors of the Open Inference Protocol. All arms take turns in every round, so
-that drift hits all alike; the table has the medians of the rounds.
+percent of a core, and sends the binary tensors of the Open Inference Protocol. MLServer, which has requirements that
+contradict ours and so an environment of its own, takes only JSON over HTTP: both answer JSON then. All arms take turns
+in every round, so that drift hits all alike; the table has the medians of the rounds.
 """
 
 import json
@@ -21,9 +23,11 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.request import urlopen
 
 import numpy as np
 import timm
@@ -86,42 +90,83 @@ def direct(path: Path, threads: int, seconds: float) -> Result:
     return Result(len(times) / (last - began), p50, p99)
 
 
-@contextmanager
-def serving(ingress: str, models: dict[int, Path], cpus: int) -> Iterator[str]:
-    """Serve the files behind an ingress; yield the address."""
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    files = [f"net{depth}={path}" for depth, path in models.items()]
-    options = [
-        "--ingress",
-        ingress,
-        "--port",
-        str(port),
-        "--cpus",
-        str(cpus),
-        "--log-dir",
-        str(models[min(models)].parent),
-    ]
-    command = [sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *files, *options]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        port: int = listening.getsockname()[1]
+    return port
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a server, and end it."""
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
     try:
-        assert server.stdout is not None
-        if not any(line.startswith("serving on") for line in server.stdout):
-            raise InputError(f"the server with ingress {ingress} ended with status {server.wait()}")
-        yield f"http://127.0.0.1:{port}"
+        yield server
     finally:
         server.terminate()
         server.wait()
 
 
-def write_body(path: Path) -> dict[str, str]:
-    """Write a request's body; return what the script needs to know of it."""
-    data = images().tobytes()
-    parameters = {"binary_data_size": len(data)}
-    tensor = {"name": "images", "shape": [1, 3, SIZE, SIZE], "datatype": "FP32", "parameters": parameters}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    path.write_bytes(head + data)
-    return {"BODY": str(path), "HEADER": str(len(head))}
+@contextmanager
+def serving(ingress: str, models: dict[int, Path], cpus: int) -> Iterator[str]:
+    """Serve the files behind an ingress; yield the address."""
+    port = str(free_port())
+    files = [f"net{depth}={path}" for depth, path in models.items()]
+    options = ["--ingress", ingress, "--port", port, "--cpus", str(cpus)]
+    options += ["--log-dir", str(models[min(models)].parent)]
+    with running([sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *files, *options]) as server:
+        assert server.stdout is not None
+        if not any(line.startswith("serving on") for line in server.stdout):
+            raise InputError(f"the server with ingress {ingress} ended with status {server.wait()}")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def serving_by_mlserver(program: Path, models: dict[int, Path], cpus: int) -> Iterator[str]:
+    """Serve the files by MLServer in one process, which it does faster than with its default of a worker besides."""
+    folder = models[min(models)].parent / "mlserver"
+    ports = {name: free_port() for name in ("http_port", "grpc_port", "metrics_port")}
+    write_json(folder / "settings.json", {"host": "127.0.0.1", "parallel_workers": 0, **ports})
+    for depth, path in models.items():
+        name = f"net{depth}"
+        settings = {"name": name, "implementation": "mlserver_runtime.OnnxModel", "parameters": {"uri": str(path)}}
+        write_json(folder / name / "model-settings.json", settings)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "SDZOO_THREADS": str(cpus)}
+    with running([str(program), "start", str(folder)], stderr=subprocess.DEVNULL, env=environment):
+        url = f"http://127.0.0.1:{ports['http_port']}"
+        await_answer(f"{url}/v2/health/ready")
+        yield url
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write a file, and its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts))
+
+
+def await_answer(url: str) -> None:
+    """Wait until a server answers."""
+    began = time.monotonic()
+    while True:
+        try:
+            with urlopen(url):
+                return
+        except OSError as error:
+            if time.monotonic() > began + START:
+                raise InputError(f"nothing answers at {url}: {error}") from error
+            time.sleep(0.5)
+
+
+def write_bodies(folder: Path) -> dict[str, dict[str, str]]:
+    """Write a request's body in both forms; return what the script needs to know of each."""
+    tensor = {"name": "images", "shape": [1, 3, SIZE, SIZE], "datatype": "FP32"}
+    data, binary, text = images(), folder / "body", folder / "body.json"
+    sized = {**tensor, "parameters": {"binary_data_size": data.nbytes}}
+    head = json.dumps({"inputs": [sized], "parameters": {"binary_data_output": True}}).encode()
+    binary.write_bytes(head + data.tobytes())
+    text.write_text(json.dumps({"inputs": [{**tensor, "data": data.ravel().tolist()}]}))
+    return {"binary": {"BODY": str(binary), "HEADER": str(len(head))}, "JSON": {"BODY": str(text)}}
 
 
 def load(url: str, clients: int, seconds: int, body: dict[str, str]) -> Result:
@@ -138,22 +183,27 @@ def load(url: str, clients: int, seconds: int, body: dict[str, str]) -> Result:
     return Result(requests / microseconds * 1e6, p50 / 1e3, p99 / 1e3, int(errors))
 
 
-Arm = tuple[int, str, int]  # depth, ingress or "direct", clients
+Arm = tuple[int, str, int]  # depth, server or "direct", clients
 
 
-def measure(depths: list[int], clients: list[int], cpus: int, seconds: int, rounds: int) -> dict[Arm, list[Result]]:
+def measure(
+    depths: list[int], clients: list[int], cpus: int, seconds: int, rounds: int, mlserver: Path | None
+) -> dict[Arm, list[Result]]:
     """Return what every arm gave in every round."""
     results: dict[Arm, list[Result]] = defaultdict(list)
     with TemporaryDirectory() as folder, ExitStack() as servers:
-        models, body = write_models(depths, Path(folder)), write_body(Path(folder) / "body")
+        models, bodies = write_models(depths, Path(folder)), write_bodies(Path(folder))
         urls = {ingress: servers.enter_context(serving(ingress, models, cpus)) for ingress in INGRESSES}
+        arms = [(ingress, url, "binary") for ingress, url in urls.items()]
+        if mlserver:
+            other = servers.enter_context(serving_by_mlserver(mlserver, models, cpus))
+            arms += [("haproxy, JSON", urls["haproxy"], "JSON"), ("MLServer, JSON", other, "JSON")]
         for _ in range(rounds):
             for depth, path in models.items():
                 results[depth, "direct", 1].append(direct(path, cpus, seconds))
-                for count in clients:
-                    for ingress, url in urls.items():
-                        infer = f"{url}/v2/models/net{depth}/infer"
-                        results[depth, ingress, count].append(load(infer, count, seconds, body))
+                for count, (name, url, form) in product(clients, arms):
+                    infer = f"{url}/v2/models/net{depth}/infer"
+                    results[depth, name, count].append(load(infer, count, seconds, bodies[form]))
     return results
 
 
@@ -163,13 +213,14 @@ def main(
     cpus: Annotated[int, typer.Option(help="Threads of the replica, and of direct onnxruntime.")] = 1,
     seconds: Annotated[int, typer.Option(help="Of every arm in every round.")] = 10,
     rounds: Annotated[int, typer.Option(help="Rounds.")] = 3,
+    mlserver: Annotated[Path | None, typer.Option(help="MLServer's program, to run it too.")] = None,
     output: Annotated[Path | None, typer.Option(help="CSV file to add to.")] = None,
 ) -> None:
     """Measure served throughput and latency beside direct onnxruntime."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed: apt-get install wrk")
     depths = depth or [20, 110]
-    results = measure(depths, clients or [1, 16, 64], cpus, seconds, rounds)
+    results = measure(depths, clients or [1, 16, 64], cpus, seconds, rounds, mlserver)
     table = Table("depth", "through", "clients", "requests/s", "of direct", "p50, ms", "p99, ms", "errors")
     rows = []
     for (layers, through, count), rounds_of_arm in results.items():

@@ -117,7 +117,10 @@ def load_model(
     check_name(name)
     _check_rate(drop_path)
     if checkpoint is not None:
-        model = _from_checkpoint(name, read_checkpoint(checkpoint), drop_path)
+        weights = read_checkpoint(checkpoint)
+        if weights.arguments.get("model_ema"):
+            warnings.warn(f"{checkpoint}: taking the moving average of the weights, not the plain ones", stacklevel=2)
+        model = _from_checkpoint(name, weights, drop_path)
     elif pretrained:
         model = _from_tag(name)
         _check_agreement(name, model.survival, drop_path)

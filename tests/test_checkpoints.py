@@ -56,6 +56,13 @@ def test_labels_come_from_the_data_set_trained_on(tmp_path: Path) -> None:
     assert load_model("sd_resnet20", checkpoint=tmp_path / "a.pth.tar").pretrained_cfg["label_names"][8] == "Bag"
 
 
+def test_that_the_average_of_the_weights_is_taken_is_said(tmp_path: Path) -> None:
+    arguments, weights = argparse.Namespace(model_ema=True), network().state_dict()
+    torch.save({"state_dict": {}, "state_dict_ema": weights, "args": arguments}, tmp_path / "a.pth.tar")
+    with pytest.warns(UserWarning, match="taking the moving average of the weights"):
+        load_model("sd_resnet20", checkpoint=tmp_path / "a.pth.tar")
+
+
 def test_average_of_the_weights_is_taken_unless_told_otherwise(tmp_path: Path) -> None:
     plain, average = network().state_dict(), timm.create_model("sd_resnet20").state_dict()
     torch.save({"state_dict": plain, "state_dict_ema": average}, tmp_path / "a.pth")

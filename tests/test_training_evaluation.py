@@ -13,7 +13,7 @@ from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.models.datasets import DATASETS
 from sdzoo.samples import FASHION_MNIST, read_samples
-from sdzoo.training.evaluation import Score, evaluate, folder, onnx_network, preprocessing, split
+from sdzoo.training.evaluation import Score, evaluate, folder, labels_of, onnx_network, preprocessing, split
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_an_onnx_file_answers_as_its_network(batch: int | None, model: torch.nn.
     images = torch.randn(10, 3, 28, 28)
     with torch.inference_mode():
         expected = model(images)
-    logits = onnx_network(tmp_path / "model.onnx")(images)
+    logits = onnx_network(tmp_path / "model.onnx", labels_of(model))(images)
     torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
 
 
@@ -88,12 +88,14 @@ def test_an_onnx_file_that_cannot_be_evaluated(model: torch.nn.Module, tmp_path:
     file = tmp_path / "model.onnx"
     write_onnx(model, file, input="uint8")
     with pytest.raises(InputError, match=r"model\.onnx: takes raw pixels"):
-        onnx_network(file)
+        onnx_network(file, labels_of(model))
     write_onnx(model, file)
     with pytest.raises(InputError, match=r"takes images of \(3, 28, 28\), these are \(3, 32, 32\)"):
-        onnx_network(file)(torch.zeros(2, 3, 32, 32))
+        onnx_network(file, labels_of(model))(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(InputError, match=r"has the labels T-shirt/top, .*, not cat, dog"):
+        onnx_network(file, ("cat", "dog"))
     foreign = onnx.load(file)
     foreign.producer_name = "pytorch"
     onnx.save(foreign, file)
     with pytest.raises(InputError, match="not an ONNX file written by sdzoo"):
-        onnx_network(file)
+        onnx_network(file, labels_of(model))

@@ -80,10 +80,9 @@ def evaluate(
     if record and checkpoint is None:
         raise InputError("--record notes the result beside the checkpoint; give one with --checkpoint")
     network = load_model(model, checkpoint=checkpoint, drop_path=drop_path)
-    score = evaluation.evaluate(
-        network if onnx is None else evaluation.onnx_network(onnx),
-        evaluation.folder(images, network) if images else evaluation.split(split, data_dir, network),
-    )
+    labelled = evaluation.folder(images, network) if images else evaluation.split(split, data_dir, network)
+    run = evaluation.onnx_network(onnx, evaluation.labels_of(network)) if onnx else network
+    score = evaluation.evaluate(run, labelled)
     low, high = score.error_interval()
     console.print(
         f"{onnx or checkpoint or model} on {images or f'the {split} split'}: top-1 {score.top1:.2f} %, "

@@ -145,17 +145,20 @@ def preprocessing(model: nn.Module) -> Callable[[Any], Tensor]:
     return transform
 
 
-def onnx_network(path: Path) -> Callable[[Tensor], Tensor]:
+def onnx_network(path: Path, labels: tuple[str, ...]) -> Callable[[Tensor], Tensor]:
     """Return an ONNX file of sdzoo as a function from normalised images to logits.
 
     Raises:
-        InputError: The file is not one of sdzoo's or takes raw pixels, or, from the function, images of another shape.
+        InputError: The file is not one of sdzoo's, has other labels or takes raw pixels, or, from the function, images
+            of another shape.
     """
     from sdzoo.runtime import Classifier
 
     classifier = Classifier(path)
     if classifier.raw:
         raise InputError(f"{path}: takes raw pixels; evaluate a file exported with --input float32")
+    if classifier.metadata.labels != labels:
+        raise InputError(f"{path}: has the labels {', '.join(classifier.metadata.labels)}, not {', '.join(labels)}")
     shape = (classifier.channels, *classifier.size)
 
     def network(images: Tensor) -> Tensor:

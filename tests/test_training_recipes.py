@@ -17,7 +17,7 @@ from sdzoo.training.data import PROTOCOLS
 
 # recipe: depth, epochs, the parts of them after which the rate is divided by 10, epochs of warm-up, data set, augmented
 PAPER = {
-    "cifar10_resnet110": (110, 500, (0.5, 0.75), 0, "cifar10", True),
+    "cifar10_resnet110_paper": (110, 500, (0.5, 0.75), 0, "cifar10", True),
     "cifar10_resnet110_plain": (110, 500, (0.5, 0.75), 0, "cifar10", False),
     "cifar10_resnet110_survival": (110, 500, (0.5, 0.75), 0, "cifar10", True),
     "cifar10_resnet1202": (1202, 500, (0.5, 0.75), 10, "cifar10", True),
@@ -70,7 +70,7 @@ def test_network_and_data_are_the_papers(name: str, timm_script: Path) -> None:
     assert (tuple(args.mean), tuple(args.std), args.num_classes) == (info.mean, info.std, len(info.labels))
 
 
-@pytest.mark.parametrize("name", ["cifar10_resnet110", "cifar10_resnet110_survival"])
+@pytest.mark.parametrize("name", ["cifar10_resnet110_paper", "cifar10_resnet110_survival"])
 def test_baseline_and_sweep_are_arguments_away(name: str, timm_script: Path) -> None:
     args = arguments(name, timm_script, "--drop-path", "0")
     assert set(timm.create_model(args.model, drop_path_rate=args.drop_path, **args.model_kwargs).survival) == {1.0}
@@ -80,7 +80,7 @@ def test_baseline_and_sweep_are_arguments_away(name: str, timm_script: Path) -> 
 
 
 def test_the_sweep_is_the_main_experiment_with_other_survival() -> None:
-    main, sweep = (launch.find_recipe(name).values() for name in ("cifar10_resnet110", "cifar10_resnet110_survival"))
+    main, sweep = (launch.find_recipe(name).values() for name in ("cifar10_resnet110_paper", "cifar10_resnet110_survival"))
     assert main == sweep
 
 

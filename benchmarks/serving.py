@@ -100,7 +100,7 @@ def free_port() -> int:
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a server, and end it."""
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
+    server = subprocess.Popen(command, text=True, **options)
     try:
         yield server
     finally:
@@ -115,7 +115,8 @@ def serving(ingress: str, models: dict[int, Path], cpus: int) -> Iterator[str]:
     files = [f"net{depth}={path}" for depth, path in models.items()]
     options = ["--ingress", ingress, "--port", port, "--cpus", str(cpus)]
     options += ["--log-dir", str(models[min(models)].parent)]
-    with running([sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *files, *options]) as server:
+    command = [sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *files, *options]
+    with running(command, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         if not any(line.startswith("serving on") for line in server.stdout):
             raise InputError(f"the server with ingress {ingress} ended with status {server.wait()}")
@@ -133,7 +134,8 @@ def serving_by_mlserver(program: Path, models: dict[int, Path], cpus: int) -> It
         settings = {"name": name, "implementation": "mlserver_runtime.OnnxModel", "parameters": {"uri": str(path)}}
         write_json(folder / name / "model-settings.json", settings)
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent), "SDZOO_THREADS": str(cpus)}
-    with running([str(program), "start", str(folder)], stderr=subprocess.DEVNULL, env=environment):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with running([str(program), "start", str(folder)], env=environment, **quiet):
         url = f"http://127.0.0.1:{ports['http_port']}"
         await_answer(f"{url}/v2/health/ready")
         yield url

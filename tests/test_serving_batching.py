@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -83,6 +84,43 @@ def test_what_arrives_during_a_run_forms_the_next(model: Model, batcher: Callabl
         answers = await asyncio.gather(first, *later)
         assert [answer.outputs["y"].tolist() for answer in answers] == [[-1], [-2], [-3]]
         assert model.rows == [1, 2] and ask.waiting == 0
+
+    run(steps())
+
+
+def test_the_next_run_does_not_wait_for_the_event_loop(model: Model, batcher: Callable[..., Batcher]) -> None:
+    async def steps() -> None:
+        ask = batcher()
+        model.gate.clear()
+        tasks = [asyncio.create_task(ask(request(1)))]
+        await turns()
+        tasks.append(asyncio.create_task(ask(request(2))))
+        await turns()
+        model.gate.set()
+        deadline = time.monotonic() + 20
+        while len(model.rows) < 2:  # the loop does nothing else meanwhile
+            assert time.monotonic() < deadline
+        await asyncio.gather(*tasks)
+
+    run(steps())
+
+
+def test_a_model_with_a_queue_lets_another_run_in_between(model: Model, executor: Executor) -> None:
+    runs: list[str] = []
+
+    def named(name: str) -> Batcher:
+        return Batcher(lambda inputs: runs.append(name) or model(inputs), executor, max_batch=1, max_queue=9)
+
+    async def steps() -> None:
+        busy, other = named("busy"), named("other")
+        model.gate.clear()
+        tasks = [asyncio.create_task(busy(request(value))) for value in range(4)]
+        await turns()
+        tasks.append(asyncio.create_task(other(request(9))))
+        await turns()
+        model.gate.set()
+        await asyncio.gather(*tasks)
+        assert runs == ["busy", "other", "busy", "busy", "busy"]
 
     run(steps())
 

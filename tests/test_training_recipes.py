@@ -80,7 +80,9 @@ def test_baseline_and_sweep_are_arguments_away(name: str, timm_script: Path) -> 
 
 
 def test_the_sweep_is_the_main_experiment_with_other_survival() -> None:
-    main, sweep = (launch.find_recipe(name).values() for name in ("cifar10_resnet110_paper", "cifar10_resnet110_survival"))
+    main, sweep = (
+        launch.find_recipe(name).values() for name in ("cifar10_resnet110_paper", "cifar10_resnet110_survival")
+    )
     assert main == sweep
 
 

@@ -51,6 +51,7 @@ class Application:
         self.models, self.settings, self.limits, self.token = models, settings, settings.limits, token
         self.requests = requests
         self.metrics = Metrics()
+        self._ended: list[Record] = []  # requests that are not recorded yet
         self._bodies = Bodies(self.limits.max_bytes, settings.timeout_s, MEMORY)
         self._page = files("sdzoo.serving").joinpath("page.html").read_bytes()
 
@@ -65,20 +66,25 @@ class Application:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        writing = asyncio.create_task(self._write_requests())
+        recording = asyncio.create_task(self._record_each_second())
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        writing.cancel()
-        self.requests.write()
+        recording.cancel()
+        self._record()
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _write_requests(self) -> None:
+    async def _record_each_second(self) -> None:
         while True:
             await asyncio.sleep(1)
-            try:
-                self.requests.write()
-            except OSError:  # a full disk is no reason to stop serving
-                log.exception("the log of requests cannot be written")
+            await asyncio.to_thread(self._record)
+
+    def _record(self) -> None:
+        ended, self._ended = self._ended, []
+        try:
+            self.metrics.count(ended)
+            self.requests.write(ended)
+        except OSError:  # a full disk is no reason to stop serving
+            log.exception("the log of requests cannot be written")
 
     async def _serve(self, request: Request, send: Send) -> None:
         record, began = request.record, time.perf_counter()
@@ -91,8 +97,8 @@ class Application:
             pass
         finally:
             record.milliseconds = (time.perf_counter() - began) * 1e3
-            self.metrics.count(record)
-            self.requests.add(record)
+            record.ended = time.time()
+            self._ended.append(record)
 
     async def _answer(self, request: Request) -> Response:
         try:

@@ -1,9 +1,10 @@
 """Batching across requests: whatever waits when the model is free runs together, and nobody waits for more by default.
 
-Everything but the model's own run happens in the event loop's thread, so there is nothing to lock.
+The thread that ends a run takes the next batch itself: the event loop, busy with requests, would let the model wait.
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -60,6 +61,7 @@ class Batcher:
         self.waiting = 0  # rows
         self._jobs: deque[_Job] = deque()
         self._busy = False  # a run is under way, or about to be
+        self._lock = threading.Lock()  # of the three above
         self._timer: asyncio.TimerHandle | None = None
 
     def check_room(self) -> None:
@@ -78,8 +80,9 @@ class Batcher:
         rows = self._rows(inputs)
         form = tuple(array.shape[1:] for array in inputs.values())
         job = _Job(inputs, rows, form, asyncio.get_running_loop().create_future())
-        self._jobs.append(job)
-        self.waiting += rows
+        with self._lock:
+            self._jobs.append(job)
+            self.waiting += rows
         self._schedule()
         return await job.answer
 
@@ -93,24 +96,36 @@ class Batcher:
 
     def _schedule(self) -> None:
         """See to it that what waits will run; requests that arrive in the same turn of the loop still get in."""
-        if self._busy or not self._jobs:
-            return
         loop = asyncio.get_running_loop()
-        if self.max_wait and self.waiting < self.max_batch:
-            self._timer = self._timer or loop.call_later(self.max_wait, self._start)
-            return
-        self._busy = True
+        with self._lock:
+            if self._busy or not self._jobs:
+                return
+            if self._waits_for_more():
+                self._timer = self._timer or loop.call_later(self.max_wait, self._start)
+                return
+            self._busy = True
         loop.call_soon(self._start)
+
+    def _waits_for_more(self) -> bool:
+        return self.max_wait > 0 and self.waiting < self.max_batch
 
     def _start(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        batch = self._take()
-        self._busy = bool(batch)
-        if batch:
-            running = asyncio.get_running_loop().run_in_executor(self._executor, self._run_together, batch)
-            running.add_done_callback(lambda done: self._finish(batch, done.result()))
+        self._busy = True
+        self._executor.submit(self._work, asyncio.get_running_loop())
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run one batch in the executor; go to the end of its queue, behind other models, where more waits."""
+        with self._lock:
+            batch = self._take()
+        answers = self._run_together(batch) if batch else []
+        with self._lock:
+            self._busy = bool(self._jobs) and not self._waits_for_more()
+            if self._busy:
+                self._executor.submit(self._work, loop)
+        loop.call_soon_threadsafe(self._finish, batch, answers)
 
     def _take(self) -> list[_Job]:
         """Take from the front of the queue what fits into one run; requests that were given up are left out."""
@@ -154,5 +169,4 @@ class Batcher:
                 job.answer.set_exception(answer)
             else:
                 job.answer.set_result(answer)
-        self._busy = False
         self._schedule()

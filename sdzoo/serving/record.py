@@ -1,7 +1,11 @@
-"""What is kept of every request: figures for Prometheus through Ray's exporter, and one line of JSON in a log."""
+"""What is kept of every request: figures for Prometheus through Ray's exporter, and one line of JSON in a log.
+
+Both are written for many requests together, outside the event loop: one figure through Ray takes 20 µs or more.
+"""
 
 import json
-import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,7 @@ LOG_BYTES = 100_000_000  # then the file becomes FILE.1
 class Record:
     """What there is to say of one request; ``batch`` is the rows of the run that answered it, 0 where none did."""
 
+    ended: float = 0.0  # seconds since 1970
     request: str = ""
     model: str = ""
     version: str = ""
@@ -39,18 +44,24 @@ class Metrics:
         self._batch = metrics.Histogram("sdzoo_batch_rows", "Rows of the run that answered.", ROWS, model)
         self._waiting = metrics.Gauge("sdzoo_queue_rows", "Rows that waited when a request was answered.", model)
 
-    def count(self, record: Record) -> None:
-        """Take one request into account."""
-        model = {"model": record.model, "version": record.version}
-        self._requests.inc(1, {**model, "status": str(record.status)})
-        self._latency.observe(record.milliseconds, dict(model))
-        if record.batch:
-            self._batch.observe(record.batch, dict(model))
-            self._waiting.set(record.waiting, dict(model))
+    def count(self, records: Sequence[Record]) -> None:
+        """Take requests into account."""
+        kinds = Counter((record.model, record.version, record.status) for record in records)
+        for (model, version, status), count in kinds.items():
+            self._requests.inc(count, {"model": model, "version": version, "status": str(status)})
+        waiting = {}
+        for record in records:
+            tags = {"model": record.model, "version": record.version}
+            self._latency.observe(record.milliseconds, dict(tags))
+            if record.batch:
+                self._batch.observe(record.batch, dict(tags))
+                waiting[record.model, record.version] = record.waiting
+        for (model, version), rows in waiting.items():
+            self._waiting.set(rows, {"model": model, "version": version})
 
 
 class RequestLog:
-    """Lines of JSON, written together once a second: a line costs 5 µs, one through ``logging`` and Ray a hundred.
+    """Lines of JSON.
 
     Args:
         level: INFO for all requests, WARNING for faults of clients and the server, ERROR for the server's.
@@ -59,26 +70,10 @@ class RequestLog:
 
     def __init__(self, level: str, file: Path) -> None:
         self._least, self._file = LEVELS[level], file
-        self._lines: list[str] = []
 
-    def add(self, record: Record) -> None:
-        """Note one request."""
-        if record.status < self._least:
-            return
-        facts = {
-            "time": round(time.time(), 3),
-            "request": record.request,
-            "model": record.model,
-            "version": record.version,
-            "status": record.status,
-            "batch": record.batch,
-            "ms": round(record.milliseconds, 3),
-        }
-        self._lines.append(json.dumps({**facts, "error": record.error} if record.error else facts) + "\n")
-
-    def write(self) -> None:
-        """Write what was noted."""
-        text, self._lines = "".join(self._lines), []
+    def write(self, records: Sequence[Record]) -> None:
+        """Write a line for each request."""
+        text = "".join(_line(record) for record in records if record.status >= self._least)
         if not text:
             return
         with self._file.open("a", encoding="utf-8") as file:
@@ -86,3 +81,16 @@ class RequestLog:
             full = file.tell() > LOG_BYTES
         if full:
             self._file.replace(f"{self._file}.1")
+
+
+def _line(record: Record) -> str:
+    facts = {
+        "time": round(record.ended, 3),
+        "request": record.request,
+        "model": record.model,
+        "version": record.version,
+        "status": record.status,
+        "batch": record.batch,
+        "ms": round(record.milliseconds, 3),
+    }
+    return json.dumps({**facts, "error": record.error} if record.error else facts) + "\n"

@@ -6,8 +6,9 @@
 
 The peer is a loop at batch 1 with the threads that the replica has. The client is wrk: it is written in C, takes a few
 percent of a core, and sends the binary tensors of the Open Inference Protocol. MLServer, which has requirements that
-contradict ours and so an environment of its own, takes only JSON over HTTP: both answer JSON then. All arms take turns
-in every round, so that drift hits all alike; the table has the medians of the rounds.
+contradict ours and so an environment of its own, takes only JSON over HTTP: both answer JSON then. One server runs at a
+time, for idle ones cost too; in every round the loop and its loads take turns, so that drift hits all alike. The table
+has the medians of the rounds.
 """
 
 import json
@@ -20,9 +21,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,19 +47,27 @@ from sdzoo.runtime import session
 
 SIZE = 32
 SCRIPT = Path(__file__).with_name("serving.lua")
-INGRESSES = ("proxy", "haproxy")
 START = 300  # seconds
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one arm gave in one round: requests a second, milliseconds at two percentiles, unanswered requests."""
+    """What one arm gave in one round.
+
+    Attributes:
+        rate: Requests a second.
+        p50: Milliseconds that half of the requests took at most.
+        p99: The same for 99 of 100.
+        errors: Requests without an answer.
+        share: Of the rate of direct onnxruntime in the same round.
+    """
 
     rate: float
     p50: float
     p99: float
     errors: int = 0
+    share: float = 1.0
 
 
 def images() -> np.ndarray:
@@ -185,7 +195,19 @@ def load(url: str, clients: int, seconds: int, body: dict[str, str]) -> Result:
     return Result(requests / microseconds * 1e6, p50 / 1e3, p99 / 1e3, int(errors))
 
 
+Server = Callable[[dict[int, Path], int], AbstractContextManager[str]]  # of networks by depth, with so many threads
 Arm = tuple[int, str, int]  # depth, server or "direct", clients
+
+
+def servers_with(mlserver: Path | None) -> dict[str, tuple[Server, tuple[str, ...]]]:
+    """Return the servers by name, and in which forms each is asked."""
+    servers: dict[str, tuple[Server, tuple[str, ...]]] = {
+        "proxy": (partial(serving, "proxy"), ("binary",)),
+        "haproxy": (partial(serving, "haproxy"), ("binary", "JSON") if mlserver else ("binary",)),
+    }
+    if mlserver:
+        servers["MLServer"] = (partial(serving_by_mlserver, mlserver), ("JSON",))
+    return servers
 
 
 def measure(
@@ -193,20 +215,18 @@ def measure(
 ) -> dict[Arm, list[Result]]:
     """Return what every arm gave in every round."""
     results: dict[Arm, list[Result]] = defaultdict(list)
-    with TemporaryDirectory() as folder, ExitStack() as servers:
-        models, bodies = write_models(depths, Path(folder)), write_bodies(Path(folder))
-        urls = {ingress: servers.enter_context(serving(ingress, models, cpus)) for ingress in INGRESSES}
-        arms = [(ingress, url, "binary") for ingress, url in urls.items()]
-        if mlserver:
-            other = servers.enter_context(serving_by_mlserver(mlserver, models, cpus))
-            arms += [("haproxy, JSON", urls["haproxy"], "JSON"), ("MLServer, JSON", other, "JSON")]
-        for _ in range(rounds):
-            for depth, path in models.items():
-                results[depth, "direct", 1].append(direct(path, cpus, seconds))
-                for count, (name, url, form) in product(clients, arms):
-                    infer = f"{url}/v2/models/net{depth}/infer"
-                    results[depth, name, count].append(load(infer, count, seconds, bodies[form]))
-    return results
+    for name, (server, forms) in servers_with(mlserver).items():
+        with TemporaryDirectory() as folder:
+            models, bodies = write_models(depths, Path(folder)), write_bodies(Path(folder))
+            with server(models, cpus) as url:
+                for _, (depth, path) in product(range(rounds), models.items()):
+                    peer = direct(path, cpus, seconds)
+                    results[depth, "direct", 1].append(peer)
+                    for count, form in product(clients, forms):
+                        result = load(f"{url}/v2/models/net{depth}/infer", count, seconds, bodies[form])
+                        arm = depth, f"{name}, {form}", count
+                        results[arm].append(replace(result, share=result.rate / peer.rate))
+    return dict(sorted(results.items(), key=lambda arm: (arm[0][0], arm[0][2])))
 
 
 def main(
@@ -226,11 +246,10 @@ def main(
     table = Table("depth", "through", "clients", "requests/s", "of direct", "p50, ms", "p99, ms", "errors")
     rows = []
     for (layers, through, count), rounds_of_arm in results.items():
-        rate, p50, p99 = (
-            statistics.median(getattr(result, name) for result in rounds_of_arm) for name in ("rate", "p50", "p99")
+        rate, p50, p99, share = (
+            statistics.median(getattr(result, name) for result in rounds_of_arm)
+            for name in ("rate", "p50", "p99", "share")
         )
-        pairs = zip(rounds_of_arm, results[layers, "direct", 1], strict=True)
-        share = statistics.median(result.rate / peer.rate for result, peer in pairs)  # within one round
         errors = sum(result.errors for result in rounds_of_arm)
         row = {"depth": layers, "through": through, "clients": count, "requests/s": f"{rate:.1f}"}
         row |= {"of direct": f"{share:.3f}", "p50, ms": f"{p50:.2f}", "p99, ms": f"{p99:.2f}", "errors": errors}

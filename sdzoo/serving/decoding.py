@@ -5,11 +5,10 @@ itself (shared memory, Triton's classification). NaN and infinities are refused,
 picture makes every answer of it NaN, which JSON cannot express.
 """
 
-import json
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from numpy.typing import NDArray
 
 from sdzoo.serving.signature import Limits, ProtocolError, Signature, Tensor, shown
@@ -76,28 +75,14 @@ def _parse(head: bytes) -> Object:
     if (containers := head.count(b"[") + head.count(b"{")) > CONTAINERS:
         raise ProtocolError(f"the JSON has {containers} lists and objects, must have at most {CONTAINERS}", 413)
     try:
-        request = json.loads(head.decode(), object_pairs_hook=_object, parse_constant=_constant)
-    except ProtocolError:
-        raise
-    except RecursionError as error:
-        raise ProtocolError("the JSON is nested too deeply, must be an inference request") from error
-    except ValueError as error:  # not UTF-8, not JSON, or an integer of thousands of digits
-        raise ProtocolError(f"the first {len(head)} bytes are not JSON in UTF-8: {error}") from error
+        request = orjson.loads(head)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(
+            f"the first {len(head)} bytes are not JSON in UTF-8, which has no NaN and no Infinity: {error}"
+        ) from error
     if type(request) is not dict:
         raise ProtocolError(f"the JSON is {shown(request)}, must be an object")
     return request
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Object:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
-        raise ProtocolError(f"the key {shown(twice)} is given more than once, must be once")
-    return result
-
-
-def _constant(name: str) -> None:
-    raise ProtocolError(f"the JSON has the value {name}, must be finite numbers")
 
 
 def _described(request: Object, key: str, tensors: tuple[Tensor, ...]) -> list[tuple[Tensor, Object]]:

@@ -18,7 +18,7 @@ from timm.utils.onnx import onnx_export
 from torch import nn
 
 from sdzoo import SdResNet
-from sdzoo.devices import run, session
+from sdzoo.devices import DEVICES, run, session
 from sdzoo.export import write_onnx
 from sdzoo.export.quantize import quantize
 
@@ -55,7 +55,7 @@ class Setup:
     @property
     def torch_device(self) -> str:
         """Where PyTorch is to run."""
-        return "cpu" if self.device == "cpu" else "cuda"
+        return "cuda" if on_gpu(self.device) else "cpu"
 
     @cached_property
     def file(self) -> Path:
@@ -152,7 +152,12 @@ ON_GPU = ("sdzoo fp16",)
 ROUNDED = ("sdzoo int8", "sdzoo fp16", "OpenVINO int8")  # compute with fewer digits
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a device is a GPU."""
+    return "CUDAExecutionProvider" in DEVICES[device]
+
+
 def engines_on(device: str) -> list[str]:
     """Return the names of the engines that make sense on a device."""
-    elsewhere = ON_GPU if device == "cpu" else ON_CPU
+    elsewhere = ON_CPU if on_gpu(device) else ON_GPU
     return [name for name in ENGINES if name not in elsewhere]

@@ -107,7 +107,7 @@ def main(
     depth: Annotated[list[int], typer.Option(help="Depths of the networks.")] = DEPTHS,
     batch: Annotated[list[int], typer.Option(help="Images at a time.")] = BATCHES,
     engine: Annotated[list[str] | None, typer.Option(help="Engines to compare with ours.  [default: all]")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or tensorrt-fp16.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, openvino, cuda, tensorrt or tensorrt-fp16.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="Threads of every engine on the CPU.")] = torch.get_num_threads(),
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each engine; the median counts.")] = 7,
     output: Annotated[Path | None, typer.Option(help="CSV file to add the rows to.")] = None,

@@ -25,13 +25,15 @@ CUDA: Providers = {"CUDAExecutionProvider": {"cudnn_conv_algo_search": "HEURISTI
 ENGINES = {"trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"}  # building one takes minutes
 DEVICES: dict[str, Providers] = {
     "cpu": {"CPUExecutionProvider": {}},
+    "openvino": {"OpenVINOExecutionProvider": {"device_type": "CPU", "precision": "FP32"}},
     "cuda": CUDA,
     "tensorrt": {"TensorrtExecutionProvider": ENGINES, **CUDA},
     "tensorrt-fp16": {"TensorrtExecutionProvider": {**ENGINES, "trt_fp16_enable": "1"}, **CUDA},
 }
 # what a GPU needs to multiply float32 numbers without rounding them to the 10 bits of TF32
 EXACT: Providers = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+ON_CPU = {"CPUExecutionProvider", "OpenVINOExecutionProvider"}
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")  # one module, of which there can be one
 ERRORS_ONLY = 3  # onnxruntime's log severity
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,8 @@ def session(path: File, device: str = "auto", *, threads: int | None = None, exa
 
     Args:
         path: The file.
-        device: ``"cpu"``, ``"cuda"``, ``"tensorrt"``, ``"tensorrt-fp16"`` (16-bit floats inside), or ``"auto"``: CUDA
-            where it works, else the CPU; which of them is logged.
+        device: ``"cpu"``, ``"openvino"`` (Intel's library, on the CPU), ``"cuda"``, ``"tensorrt"``, ``"tensorrt-fp16"``
+            (16-bit floats inside), or ``"auto"``: CUDA where it works, else the CPU; which of them is logged.
         threads: Threads for one run on the CPU; by default one a core.
         exact: Keep every bit of float32 with CUDA, as verification needs. TensorRT has no option for it, but obeys
             ``NVIDIA_TF32_OVERRIDE=0`` in the environment.
@@ -64,7 +66,7 @@ def session(path: File, device: str = "auto", *, threads: int | None = None, exa
 
 def run(session: "InferenceSession", outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Run a session; on a GPU by IO binding, which copies each input and each output asked for once."""
-    if session.get_providers()[0] == "CPUExecutionProvider":
+    if session.get_providers()[0] in ON_CPU:
         results: list[NDArray[Any]] = session.run(list(outputs), dict(feed))
         return results
     return run_bound(session, outputs, feed, "cuda")
@@ -105,9 +107,11 @@ def _open(path: File, device: str, options: Any, exact: bool) -> "InferenceSessi
     for provider in DEVICES[device]:
         if provider not in onnxruntime.get_available_providers():
             raise InputError(f"device {device!r}: the installed onnxruntime has no {provider}")
-    if device != "cpu":
+    if "CUDAExecutionProvider" in DEVICES[device]:
         onnxruntime.preload_dlls()
     providers = _providers(path, device, exact)
+    if options.intra_op_num_threads and "OpenVINOExecutionProvider" in providers:
+        providers["OpenVINOExecutionProvider"]["num_of_threads"] = str(options.intra_op_num_threads)
     try:
         # Without enable_fallback=False onnxruntime moves to the CPU by itself, even between two runs.
         opened = onnxruntime.InferenceSession(
@@ -140,10 +144,10 @@ def _engine_cache(path: Path) -> Path:
 
 
 def _onnxruntime() -> Any:
-    if all(map(_is_installed, PACKAGES)):
+    if len(installed := list(filter(_is_installed, PACKAGES))) > 1:
         raise InputError(
-            f"{' and '.join(PACKAGES)} are both installed and overwrite each other's files: uninstall both, "
-            "then install sdzoo[cpu] or sdzoo[gpu]"
+            f"{' and '.join(installed)} are both installed and overwrite each other's files: uninstall both, "
+            "then install one of sdzoo[cpu], sdzoo[gpu], sdzoo[openvino]"
         )
     try:
         import onnxruntime

@@ -92,6 +92,13 @@ def test_the_number_of_threads(gpu: type[FakeSession], model_file: Path) -> None
     assert [opened.options.intra_op_num_threads for opened in gpu.opened] == [3, 0]
 
 
+def test_openvino_has_the_number_of_threads_too(gpu: type[FakeSession], model_file: Path) -> None:
+    onnxruntime.get_available_providers().append("OpenVINOExecutionProvider")
+    exact = {"device_type": "CPU", "precision": "FP32"}
+    assert opened(model_file, "openvino") == {"OpenVINOExecutionProvider": exact}
+    assert opened(model_file, "openvino", threads=3) == {"OpenVINOExecutionProvider": {**exact, "num_of_threads": "3"}}
+
+
 def test_bound_outputs_are_those_of_a_plain_run(model_file: Path) -> None:
     on_cpu, outputs = session(model_file, "cpu"), ["probabilities", "logits"]
     feed = {"images": images(3, 32, 32).transpose(0, 1, 3, 2)}  # not contiguous, as pixels from pictures are

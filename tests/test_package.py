@@ -53,8 +53,10 @@ def test_version_is_the_changelogs_newest() -> None:
     assert newest.split()[1] == sdzoo.__version__
 
 
-def test_extras_of_the_two_runtimes_are_declared_exclusive() -> None:
+def test_extras_of_the_runtimes_are_declared_exclusive() -> None:
     runtimes = {line.split(";")[1].strip(): line for line in requires("sdzoo") or [] if line.startswith("onnxruntime")}
     assert runtimes["extra == 'cpu'"].startswith("onnxruntime>")
     assert runtimes["extra == 'gpu'"].startswith("onnxruntime-gpu>")
-    assert 'conflicts = [[{ extra = "cpu" }, { extra = "gpu" }]]' in (CHECKOUT / "pyproject.toml").read_text()
+    assert runtimes["extra == 'openvino'"].startswith("onnxruntime-openvino>")
+    conflicts = 'conflicts = [[{ extra = "cpu" }, { extra = "gpu" }, { extra = "openvino" }]]'
+    assert conflicts in (CHECKOUT / "pyproject.toml").read_text()

@@ -16,6 +16,7 @@ import reference
 from networks import FASHION, network
 from PIL import Image
 
+from sdzoo.devices import DEVICES
 from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.pictures import BATCH, open_picture
@@ -56,9 +57,9 @@ def test_cpu_and_auto_say_what_they_run_on(model_file: Path, caplog: pytest.LogC
     assert f"runs on {chosen}" in caplog.text
 
 
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_gpu_is_used_or_refused_never_replaced(device: str, model_file: Path) -> None:
-    expected = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
+@pytest.mark.parametrize("device", ["cuda", "tensorrt", "openvino"])
+def test_a_device_is_used_or_refused_never_replaced(device: str, model_file: Path) -> None:
+    expected = next(iter(DEVICES[device]))
     try:
         opened = session(model_file, device)
     except InputError as error:
@@ -68,7 +69,7 @@ def test_a_gpu_is_used_or_refused_never_replaced(device: str, model_file: Path) 
 
 
 def test_an_unknown_device_is_refused(model_file: Path) -> None:
-    with pytest.raises(InputError, match=r"'gpu'.*auto, cpu, cuda, tensorrt"):
+    with pytest.raises(InputError, match=r"'gpu'.*auto, cpu, openvino, cuda, tensorrt"):
         session(model_file, "gpu")
 
 
@@ -78,13 +79,16 @@ def test_onnxruntime_absent(model_file: Path, monkeypatch: pytest.MonkeyPatch) -
         session(model_file)
 
 
-def test_both_onnxruntime_packages(model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("onnxruntime", "onnxruntime_gpu"):
+@pytest.mark.parametrize("second", ["gpu", "openvino"])
+def test_two_onnxruntime_packages(
+    second: str, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnxruntime", f"onnxruntime_{second}"):
         folder = tmp_path / f"{package}-1.30.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.30.0\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="onnxruntime and onnxruntime-gpu are both installed"):
+    with pytest.raises(InputError, match=f"onnxruntime and onnxruntime-{second} are both installed"):
         session(model_file)
 
 

@@ -29,7 +29,7 @@ DropPath = Annotated[
 Images = Annotated[
     Path | None, typer.Option(help="Folder with a folder of images for each class, in place of the shipped ones.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, tensorrt or tensorrt-fp16.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, openvino, cuda, tensorrt or tensorrt-fp16.")]
 
 
 def export(

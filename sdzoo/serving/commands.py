@@ -22,7 +22,8 @@ def serve(
     cpus: Annotated[int, typer.Option(help="Threads of each replica's runs.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs of each replica; a fraction shares one.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, tensorrt or tensorrt-fp16.  [default: cuda with --gpus, else cpu]")
+        str | None,
+        typer.Option(help="cpu, openvino, cuda, tensorrt or tensorrt-fp16.  [default: cuda with --gpus, else cpu]"),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Images of one run, and of one request.")] = 32,
     max_wait_ms: Annotated[float, typer.Option(help="Wait so long for more images; 0 takes what is there.")] = 0,

@@ -83,8 +83,8 @@ class Application:
         try:
             self.metrics.count(ended)
             self.requests.write(ended)
-        except OSError:  # a full disk is no reason to stop serving
-            log.exception("the log of requests cannot be written")
+        except Exception:  # a full disk, or Ray's exporter: no reason to stop serving
+            log.exception("requests cannot be recorded")
 
     async def _serve(self, request: Request, send: Send) -> None:
         record, began = request.record, time.perf_counter()

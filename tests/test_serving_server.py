@@ -254,7 +254,7 @@ BAD: dict[str, tuple[str, bytes, dict[str, str], int, str]] = {
     "no JSON": (ADD, b"\x89PNG", {}, 400, "not JSON"),
     "no body": (ADD, b"", {}, 400, "not JSON"),
     "JSON bomb": (ADD, b"[" * 1_000_000, {}, 413, "lists and objects"),
-    "deep JSON": (ADD, b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", {}, 400, "deep"),
+    "deep JSON": (ADD, b'{"inputs":' + b"[" * 100_000 + b"]" * 100_000 + b"}", {}, 400, "depth limit"),
     "truncated bytes": (INFER, PIXELS[0][:-1], PIXELS[1], 400, "2351"),
     "header length too long": (ADD, add(), {LENGTH: "99999"}, 400, LENGTH),
     "header length too short": (ADD, add(), {LENGTH: "10"}, 400, "not JSON"),

@@ -12,7 +12,7 @@ from commandline import sdzoo
 from sdzoo import survival_probabilities
 from sdzoo.checkpoints import load_model
 from sdzoo.models.digest import digest
-from sdzoo.training.evaluation import evaluate, onnx_network, split
+from sdzoo.training.evaluation import evaluate, labels_of, onnx_network, split
 from sdzoo.training.launch import find_recipe
 from sdzoo.weights import FOLDER
 
@@ -64,7 +64,7 @@ def test_test_accuracy_is_what_pytorch_and_onnxruntime_measure_again(fashion_mni
     images = split("test", fashion_mnist_files, model)
     sdzoo("export", "--model", name, "--output", tmp_path / "model.onnx")
     expected = results_of(name)["test"]
-    for network in (model, onnx_network(tmp_path / "model.onnx")):
+    for network in (model, onnx_network(tmp_path / "model.onnx", labels_of(model))):
         score = evaluate(network, images)
         # Another processor may round one image in a thousand across a tie.
         assert abs(score.top1 - expected["top1"]) <= 0.1

@@ -3,7 +3,7 @@
     python benchmarks/export.py --depth 20 --depth 110 --depth 1202 --repeats 1 --output docs/results/export.csv
 
 Each writer also writes from two copies of this package in folders of different names: the same bytes or not. At 1202
-layers torch's exporter takes about a minute, three times with --repeats 1.
+layers torch's exporter takes some minutes, three times with --repeats 1.
 """
 
 import hashlib
@@ -114,6 +114,7 @@ def digest_from(folder: Path, depth: int, writer: str) -> str:
 
 def main(
     depth: Annotated[list[int], typer.Option(help="Depths of the networks.")] = [20, 110],  # noqa: B006  typer's way
+    writer: Annotated[list[str], typer.Option(help="Writers to compare.")] = list(WRITERS),  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1, help="Times that each writer writes; the median counts.")] = 3,
     output: Annotated[Path | None, typer.Option(help="CSV file to add the rows to.")] = None,
 ) -> None:
@@ -121,9 +122,9 @@ def main(
     console = Console(width=160)
     for each in depth:
         table = Table("writer", "seconds", "MB", "nodes", "session s", "same bytes", "operators")
-        for writer in WRITERS:
+        for name in writer:
             with TemporaryDirectory() as folder:
-                measured = row(each, writer, Path(folder), repeats)
+                measured = row(each, name, Path(folder), repeats)
             if output:
                 add_rows(output, [{"hardware": hardware(), "repeats": repeats} | measured])
             table.add_row(*cells(measured))

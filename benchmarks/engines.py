@@ -18,7 +18,7 @@ from timm.utils.onnx import onnx_export
 from torch import nn
 
 from sdzoo import SdResNet
-from sdzoo.devices import DEVICES, run, session
+from sdzoo.devices import on_gpu, run, session
 from sdzoo.export import write_onnx
 from sdzoo.export.quantize import quantize
 
@@ -150,11 +150,6 @@ OURS = "sdzoo"
 ON_CPU = ("sdzoo int8", "OpenVINO", "OpenVINO int8")
 ON_GPU = ("sdzoo fp16",)
 ROUNDED = ("sdzoo int8", "sdzoo fp16", "OpenVINO int8")  # compute with fewer digits
-
-
-def on_gpu(device: str) -> bool:
-    """Whether a device is a GPU."""
-    return "CUDAExecutionProvider" in DEVICES[device]
 
 
 def engines_on(device: str) -> list[str]:

@@ -29,6 +29,7 @@ from rows import add_rows
 
 import sdzoo
 from sdzoo import SdResNet
+from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.hardware import hardware
 
@@ -119,6 +120,8 @@ def main(
     output: Annotated[Path | None, typer.Option(help="CSV file to add the rows to.")] = None,
 ) -> None:
     """Print seconds, megabytes, nodes, seconds to open a session, whether the bytes depend on the path, operators."""
+    if unknown := [name for name in writer if name not in WRITERS]:
+        raise InputError(f"writer is {unknown[0]!r}, must be one of {', '.join(WRITERS)}")
     console = Console(width=160)
     for each in depth:
         table = Table("writer", "seconds", "MB", "nodes", "session s", "same bytes", "operators")

@@ -64,6 +64,11 @@ def session(path: File, device: str = "auto", *, threads: int | None = None, exa
     return opened
 
 
+def on_gpu(device: str) -> bool:
+    """Whether a device is a GPU."""
+    return "CUDAExecutionProvider" in DEVICES[device]
+
+
 def run(session: "InferenceSession", outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
     """Run a session; on a GPU by IO binding, which copies each input and each output asked for once."""
     if session.get_providers()[0] in ON_CPU:
@@ -107,11 +112,9 @@ def _open(path: File, device: str, options: Any, exact: bool) -> "InferenceSessi
     for provider in DEVICES[device]:
         if provider not in onnxruntime.get_available_providers():
             raise InputError(f"device {device!r}: the installed onnxruntime has no {provider}")
-    if "CUDAExecutionProvider" in DEVICES[device]:
+    if on_gpu(device):
         onnxruntime.preload_dlls()
-    providers = _providers(path, device, exact)
-    if options.intra_op_num_threads and "OpenVINOExecutionProvider" in providers:
-        providers["OpenVINOExecutionProvider"]["num_of_threads"] = str(options.intra_op_num_threads)
+    providers = _providers(path, device, options.intra_op_num_threads, exact)
     try:
         # Without enable_fallback=False onnxruntime moves to the CPU by itself, even between two runs.
         opened = onnxruntime.InferenceSession(
@@ -124,7 +127,7 @@ def _open(path: File, device: str, options: Any, exact: bool) -> "InferenceSessi
     return opened
 
 
-def _providers(path: File, device: str, exact: bool) -> Providers:
+def _providers(path: File, device: str, threads: int, exact: bool) -> Providers:
     """Return the providers of a device with all their options."""
     providers = {
         provider: {**options, **(EXACT.get(provider, {}) if exact else {})}
@@ -132,6 +135,8 @@ def _providers(path: File, device: str, exact: bool) -> Providers:
     }
     if tensorrt := providers.get("TensorrtExecutionProvider"):
         tensorrt["trt_engine_cache_path"] = str(_engine_cache(Path(path)))
+    if threads and (openvino := providers.get("OpenVINOExecutionProvider")):
+        openvino["num_of_threads"] = str(threads)
     return providers
 
 

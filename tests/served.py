@@ -74,12 +74,16 @@ def free_port() -> int:
         return port
 
 
+def own_environment() -> dict[str, str]:
+    """Return an environment for a server beside others: no setting of Ray's but free ports for HAProxy."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return inherited | {name: str(free_port()) for name in PORTS}
+
+
 @contextmanager
 def serving(folder: Path, *arguments: object, environment: dict[str, str] | None = None) -> Iterator[Server]:
     """Serve until the block ends, then stop and check that the server left in order."""
     port, output = free_port(), folder / "output.txt"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    own = {name: str(free_port()) for name in PORTS}
     command = [sys.executable, "-c", "from sdzoo.cli import main; main()", "serve", *map(str, arguments)]
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -87,7 +91,7 @@ def serving(folder: Path, *arguments: object, environment: dict[str, str] | None
             stdout=file,
             stderr=file,
             text=True,
-            env={**inherited, **own, **(environment or {})},
+            env={**own_environment(), **(environment or {})},
         )
     server = Server(port, process, output)
     try:

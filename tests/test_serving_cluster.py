@@ -1,13 +1,13 @@
 """Two machines: one dies under load and every request is answered; a new one takes its place."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from served import own_environment
 
 from sdzoo.checkpoints import load_model
 from sdzoo.export import write_onnx
@@ -20,13 +20,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason=
 def test_a_node_killed_under_load(ingress: str, tmp_path: Path) -> None:
     write_onnx(load_model("sd_resnet20"), tmp_path / "net.onnx")
     script = Path(__file__).with_name("ray_two_nodes.py")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
         [sys.executable, script, tmp_path / "net.onnx", ingress],
         capture_output=True,
         text=True,
         timeout=900,
-        env=environment,
+        env=own_environment(),
     )
     assert ended.returncode == 0, ended.stderr
     figures = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))  # Ray prints too

@@ -1,6 +1,6 @@
 """What is kept of every request: figures for Prometheus through Ray's exporter, and one line of JSON in a log.
 
-Both are written for many requests together, outside the event loop: one figure through Ray takes 20 µs or more.
+Both are written for many requests together, outside the event loop: Ray takes its time for every figure.
 """
 
 import json

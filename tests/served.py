@@ -3,12 +3,13 @@
 import http.client
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,11 @@ class Server:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-        return port
+    """Return a port that nobody holds, from between Ray's workers' ports and those that Linux hands out by itself."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with suppress(OSError), socket.create_server(("0.0.0.0", port)):
+            return port
+    raise OSError("no free port")
 
 
 def own_environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Networks for the tests of export and runtime: real ones of the zoo with every number away from its default."""
+"""Networks and batches for the tests; for export and runtime, real ones with every number away from its default."""
 
 from typing import Any
 
@@ -9,7 +9,21 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sdzoo import SdResNet
+from sdzoo.models.blocks import ResidualBlock
 from sdzoo.models.datasets import DATASETS
+from sdzoo.models.registry import DEPTHS
+
+NAMES = [f"sd_resnet{depth}" for depth in DEPTHS]
+
+
+def blocks_of(model: SdResNet) -> list[ResidualBlock]:
+    """Return the residual blocks in order."""
+    return [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
+
+
+def noise(n: int = 4, size: int = 16, chans: int = 3) -> torch.Tensor:
+    """Return one batch, always the same."""
+    return torch.randn(n, chans, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def configuration(dataset: str) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""The networks: what is computed in training, timm's surface, and what travels with the weights."""
+"""The networks: what is computed in training, by whichever way it is run, and bad arguments."""
 
 import copy
 import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,24 +10,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from timm.utils import ModelEmaV3
+from networks import NAMES, blocks_of, noise
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sdzoo import SdResNet, survival_probabilities
-from sdzoo.models.blocks import ResidualBlock
-from sdzoo.models.registry import DEPTHS
 
-NAMES = [f"sd_resnet{depth}" for depth in DEPTHS]
 DDP_WORKER = Path(__file__).parent / "ddp_worker.py"
-
-
-def blocks_of(model: SdResNet) -> list[ResidualBlock]:
-    return [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
-
-
-def images(n: int = 4, size: int = 16, chans: int = 3) -> torch.Tensor:
-    return torch.randn(n, chans, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def test_zoo_has_the_seven_names() -> None:
@@ -48,7 +36,7 @@ def test_every_network_creates_trains_a_step_and_evaluates_finite(name: str) -> 
         3 * 9 * 16 + 2 * 16 + 64 * 10 + 10 + sum(9 * w * (b + w) + 4 * w for b, w in zip(before, widths, strict=True))
     )
     assert sum(p.numel() for p in model.parameters()) == expected
-    x = images(2)
+    x = noise(2)
     model.train()(x).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     torch.optim.SGD(model.parameters(), lr=1e-3).step()
@@ -63,7 +51,7 @@ def test_closed_blocks_are_not_called_and_open_ones_once() -> None:
         block.conv1.register_forward_hook(lambda *_, index=index: calls.append(index))
     for step in range(4):
         calls.clear()
-        model(images())
+        model(noise())
         is_open = [index for index, gate in enumerate(model.gates.at(step)) if gate]
         assert 0 < len(is_open) < 27
         assert sorted(calls) == sorted(2 * is_open)
@@ -73,7 +61,7 @@ def test_closed_blocks_are_not_called_and_open_ones_once() -> None:
 def test_closed_blocks_get_zero_gradients_and_keep_their_statistics(checkpointing: bool) -> None:
     model = timm.create_model("sd_resnet32", drop_path_rate=0.8).train()
     model.set_grad_checkpointing(checkpointing)
-    model(images()).square().mean().backward()
+    model(noise()).square().mean().backward()
     gates = model.gates.at(0)
     assert True in gates
     assert False in gates
@@ -89,7 +77,7 @@ def test_weight_decay_and_momentum_act_on_closed_blocks() -> None:
     expected, velocity = weight.detach().clone(), torch.zeros_like(weight)
     for _ in range(3):
         optimizer.zero_grad()
-        model(images()).mean().backward()
+        model(noise()).mean().backward()
         optimizer.step()
         velocity = 0.9 * velocity + 0.01 * expected
         expected = expected - 0.1 * velocity
@@ -99,7 +87,7 @@ def test_weight_decay_and_momentum_act_on_closed_blocks() -> None:
 def test_training_output_is_that_of_the_open_blocks_alone() -> None:
     """The paper's training rule from functional calls: a closed block is its shortcut, no scaling anywhere."""
     model = timm.create_model("sd_resnet44", drop_path_rate=0.7).double().train()
-    x = images().double()
+    x = noise().double()
 
     def norm(bn: nn.BatchNorm2d, y: torch.Tensor) -> torch.Tensor:
         return F.batch_norm(y, None, None, bn.weight, bn.bias, training=True, eps=bn.eps)
@@ -130,7 +118,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     for _ in range(3):
         for model in (plain, saving):
             model.zero_grad()
-            model(images()).square().mean().backward()
+            model(noise()).square().mean().backward()
         for ours, theirs in zip(saving.parameters(), plain.parameters(), strict=True):
             assert torch.equal(ours.grad, theirs.grad)
     for (name, ours), theirs in zip(saving.state_dict().items(), plain.state_dict().values(), strict=True):
@@ -154,71 +142,7 @@ def test_untrained_1202_layers_evaluate_finite() -> None:
     torch.manual_seed(0)
     model = timm.create_model("sd_resnet1202").eval()
     with torch.inference_mode():
-        assert model(images(1, 8)).isfinite().all()
-
-
-# What travels with the weights.
-
-
-def test_schedule_and_step_travel_with_the_weights() -> None:
-    trained = timm.create_model("sd_resnet20", drop_path_rate=0.2).train()
-    for _ in range(5):
-        trained(images(2, 8))
-    loaded = timm.create_model("sd_resnet20")
-    loaded.load_state_dict(trained.state_dict())
-    assert loaded.survival == trained.survival
-    assert loaded.gates.step == 5
-    assert [b.p_l for b in blocks_of(loaded)] == [torch.tensor(p_l) for p_l in trained.survival]
-    assert loaded.gates.draw() == trained.gates.draw()
-    assert torch.equal(loaded.eval()(images()), trained.eval()(images()))
-
-
-def test_schedule_survives_half_precision_unrounded() -> None:
-    model = timm.create_model("sd_resnet110").bfloat16()
-    assert tuple(model.state_dict()["survival"].tolist()) == survival_probabilities(54, 0.5)
-
-
-def test_an_argument_wins_over_the_weights_and_warns() -> None:
-    weights = timm.create_model("sd_resnet20", drop_path_rate=0.2).state_dict()
-    model = timm.create_model("sd_resnet20", drop_path_rate=0.5)
-    with pytest.warns(UserWarning, match=r"trained with p_L = 0\.8; using p_L = 0\.5"):
-        model.load_state_dict(weights)
-    assert model.survival == survival_probabilities(9, 0.5)
-
-
-def test_weights_without_schedule_load_strictly_and_say_so() -> None:
-    weights = timm.create_model("sd_resnet20").state_dict()
-    del weights["survival"], weights["gate_step"]
-    with pytest.warns(UserWarning, match="carry no survival probabilities"):
-        timm.create_model("sd_resnet20").load_state_dict(weights, strict=True)
-
-
-@pytest.mark.parametrize("strict", [True, False])
-def test_checkpoints_with_another_option_a_are_refused(strict: bool) -> None:
-    """The well-known re-implementations agree in every name but the head's, and pad their shortcuts differently."""
-    weights = timm.create_model("sd_resnet20").state_dict()
-    foreign = {name.replace("fc.", "linear."): value for name, value in weights.items() if name != "survival"}
-    with pytest.raises(RuntimeError, match="head named 'linear'"):
-        timm.create_model("sd_resnet20").load_state_dict(foreign, strict=strict)
-
-
-def test_weights_of_another_depth_are_refused() -> None:
-    weights = timm.create_model("sd_resnet32").state_dict()
-    with pytest.raises(RuntimeError, match="15 residual blocks, this network has 9"):
-        timm.create_model("sd_resnet20").load_state_dict(weights, strict=False)
-
-
-def test_copies_pickles_and_averages_keep_the_gates() -> None:
-    model = timm.create_model("sd_resnet20", gate_seed=5, sampling="systematic").train()
-    model(images())
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert copied.gates.step == 1
-        assert copied.gates.at(1) == model.gates.at(1)
-        assert copied.gates is not model.gates
-    average = ModelEmaV3(model, decay=0.5)
-    average.update(model)
-    assert average.module.survival == model.survival
-    assert average.module.eval()(images()).isfinite().all()
+        assert model(noise(1, 8)).isfinite().all()
 
 
 def test_plain_ddp_of_two_ranks_agrees_over_ten_steps(tmp_path: Path) -> None:
@@ -231,118 +155,6 @@ def test_plain_ddp_of_two_ranks_agrees_over_ten_steps(tmp_path: Path) -> None:
     assert any(False in gates for gates in first["gates"])
 
 
-# timm's surface.
-
-
-def test_head_can_be_taken_apart_and_replaced() -> None:
-    model = timm.create_model("sd_resnet20", num_classes=7).eval()
-    x = images(2, 32)
-    features = model.forward_features(x)
-    assert features.shape == (2, 64, 8, 8)
-    assert torch.equal(model.forward_head(features), model(x))
-    assert model.forward_head(features, pre_logits=True).shape == (2, 64)
-    assert model.get_classifier() is model.fc
-    assert model.get_classifier(name_only=True) == "fc"
-    model.reset_classifier(3)
-    assert model(x).shape == (2, 3)
-    model.reset_classifier(0)
-    assert model(x).shape == (2, 64)
-    model.reset_classifier(0, "")
-    assert torch.equal(model(x), features)
-
-
-@pytest.mark.parametrize("size", [8, 28, 30, 33])
-@pytest.mark.parametrize("chans", [1, 3])
-def test_any_size_from_eight_and_any_channels(size: int, chans: int) -> None:
-    model = timm.create_model("sd_resnet20", in_chans=chans)
-    x = images(2, size, chans)
-    assert model.train()(x).isfinite().all()
-    assert model.eval()(x).isfinite().all()
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_intermediates_are_those_of_the_forward(training: bool) -> None:
-    model = timm.create_model("sd_resnet20").train(training)
-    x = images(2, 32)
-    final, taps = model.forward_intermediates(x)
-    assert [tuple(tap.shape[1:]) for tap in taps] == [(16, 32, 32), (16, 32, 32), (32, 16, 16), (64, 8, 8)]
-    model.gates.step = 0
-    assert torch.equal(final, model.forward_features(x))
-    assert torch.equal(final, taps[-1])
-    (last,) = model.forward_intermediates(x, indices=1, intermediates_only=True)
-    assert last.shape == (2, 64, 8, 8)
-
-
-# timm's own two tests of intermediates choose their models by module name and pass these networks by.
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_network_gives_intermediates_as_its_feature_info_says(name: str) -> None:
-    model = timm.create_model(name).eval()
-    info = timm.models.FeatureInfo(model.feature_info, len(model.feature_info))
-    x = images(1, 20)
-    with torch.inference_mode():
-        output, taps = model.forward_intermediates(x)
-        assert len(taps) == len(info.channels()) == 4
-        for tap, channels, reduction in zip(taps, info.channels(), info.reduction(), strict=True):
-            assert tap.shape == (1, channels, 20 // reduction, 20 // reduction)
-            assert tap.isfinite().all()
-        assert torch.equal(output, model.forward_features(x))
-        model.set_grad_checkpointing()
-        assert torch.equal(model.forward_intermediates(x)[0], output)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_network_is_a_feature_extractor(name: str) -> None:
-    model = timm.create_model(name, features_only=True, feature_cls="getter").eval()
-    with torch.inference_mode():
-        taps = model(images(1, 20))
-    assert len(taps) == len(model.feature_info.channels()) == 4
-    for tap, channels, reduction in zip(
-        taps, model.feature_info.channels(), model.feature_info.reduction(), strict=True
-    ):
-        assert tap.shape == (1, channels, 20 // reduction, 20 // reduction)
-        assert tap.isfinite().all()
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_stopping_early_leaves_the_later_stages_alone(training: bool) -> None:
-    model = timm.create_model("sd_resnet20").train(training)
-    called: list[str] = []
-    model.layer3[0].conv1.register_forward_hook(lambda *_: called.append("layer3"))
-    final, taps = model.forward_intermediates(images(2, 32), indices=[1, 2], stop_early=True)
-    assert torch.equal(final, taps[-1])
-    assert final.shape == (2, 32, 16, 16)
-    assert not called
-    assert model.layer3[0].bn1.num_batches_tracked == 0
-
-
-def test_intermediates_alone_give_every_closed_block_before_them_zeros() -> None:
-    model = timm.create_model("sd_resnet20", survival=[1e-12] * 9).train()
-    taps = model.forward_intermediates(images(2, 32), indices=[1], intermediates_only=True)
-    taps[0].sum().backward()
-    assert all(torch.equal(p.grad, torch.zeros_like(p)) for p in model.layer1.parameters())
-
-
-def test_pruned_network_trains() -> None:
-    model = timm.create_model("sd_resnet20", features_only=True, out_indices=(0, 2)).train()
-    assert model.feature_info.channels() == [16, 32]
-    assert model.feature_info.reduction() == [1, 2]
-    taps = model(images(2, 32))
-    assert [tuple(tap.shape[1:]) for tap in taps] == [(16, 32, 32), (32, 16, 16)]
-    sum(tap.mean() for tap in taps).backward()
-    assert all(p.grad is not None for p in model.parameters())
-
-
-def test_group_matcher_puts_every_parameter_into_a_layer() -> None:
-    from timm.models import group_parameters
-
-    model = timm.create_model("sd_resnet20")
-    groups = group_parameters(model, model.group_matcher())
-    assert sum(map(len, groups.values())) == len(list(model.parameters()))
-    assert len(groups) == 1 + 9 + 1
-
-
 @pytest.mark.parametrize("depth", [20, 110, pytest.param(1202, marks=pytest.mark.slow)])
 def test_compiled_evaluation_is_one_graph(depth: int) -> None:
     torch.compiler.reset()
@@ -350,13 +162,13 @@ def test_compiled_evaluation_is_one_graph(depth: int) -> None:
     model = timm.create_model(f"sd_resnet{depth}").eval()
     with torch.no_grad():
         compiled = torch.compile(model, backend=counter, fullgraph=True)
-        assert torch.equal(compiled(images()), model(images()))
+        assert torch.equal(compiled(noise()), model(noise()))
     assert counter.frame_count == 1
 
 
 def test_channels_last_stays_channels_last() -> None:
     model = timm.create_model("sd_resnet20").to(memory_format=torch.channels_last).train()
-    x = images(2, 32).contiguous(memory_format=torch.channels_last)
+    x = noise(2, 32).contiguous(memory_format=torch.channels_last)
     assert model.forward_features(x).is_contiguous(memory_format=torch.channels_last)
 
 

@@ -65,7 +65,7 @@ def app(settings: Settings) -> serve.Application:
         health_check_timeout_s=30,
         logging_config={
             "encoding": "JSON",
-            "log_level": settings.log_level,
+            "log_level": "WARNING",  # at INFO Ray composes a line for each request, even with its access log off
             "logs_dir": settings.log_dir,
             "enable_access_log": False,
         },

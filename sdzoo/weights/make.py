@@ -1,7 +1,8 @@
-"""Turn a finished training run into weights that ship: ``python -m sdzoo.weights.make RUN DATA_DIR``.
+"""Turn a finished training run into weights that ship: ``python -m sdzoo.weights.make RUN DATA_DIR --recipe NAME``.
 
 It takes the best validation epoch, evaluates the test split once, and writes ``MODEL.TAG.safetensors`` with its
-results beside it.
+results beside it. Of CIFAR-10, whose test split nobody may pass on, it also takes image files: a lossless part of the
+split (``--lossless``) and all of it, compressed (``--compressed``).
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import timm
 import torch
 import typer
 from safetensors.torch import save
+from torch.utils.data import Subset
 
 from sdzoo import __version__
 from sdzoo.checkpoints import load_model, read_checkpoint
@@ -22,7 +24,7 @@ from sdzoo.hardware import hardware
 from sdzoo.models.digest import digest, with_digest
 from sdzoo.models.sd_resnet import SdResNet
 from sdzoo.training.data import PROTOCOLS
-from sdzoo.training.evaluation import evaluate, split
+from sdzoo.training.evaluation import Score, evaluate, folder, split
 from sdzoo.training.launch import find_recipe
 from sdzoo.training.runs import Run
 from sdzoo.weights import FOLDER
@@ -31,15 +33,22 @@ from sdzoo.weights import FOLDER
 def make(
     run: Annotated[Path, typer.Argument(help="Folder of the finished run.")],
     data_dir: Annotated[Path, typer.Argument(help="Folder with the data set.")],
+    *,
     recipe: Annotated[str, typer.Option(help="Name of the recipe that was trained.")],
     commit: Annotated[str, typer.Option(help="Commit of the code that trained it; default: the current one.")] = "HEAD",
+    lossless: Annotated[Path | None, typer.Option(help="Image folder with a part of the test split.")] = None,
+    compressed: Annotated[Path | None, typer.Option(help="Image folder with all of it, as JPEG.")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = FOLDER,
 ) -> None:
     """Write the weights of a run's best epoch and their results."""
     _, checkpoint = Run(run).best()
     network = load_model(str(Run(run).arguments()["model"]), checkpoint=checkpoint)
     weights = save(with_digest(read_checkpoint(checkpoint).state_dict), {"format": "pt"})
-    facts = _trained(Run(run), recipe, commit) | _evaluated(network, data_dir)
+    if lossless and compressed:
+        tested = _tested_in_part(network, lossless, compressed)
+    else:
+        tested = {"test": _result(evaluate(network, split("test", data_dir, network)))}
+    facts = _trained(Run(run), recipe, commit) | _survival(network) | tested
     results = facts | {"sha256": hashlib.sha256(weights).hexdigest(), "digest": digest(network.state_dict())}
     for suffix, content in ((".safetensors", weights), (".json", f"{json.dumps(results, indent=2)}\n".encode())):
         with replacing(output / f"{results['model']}.{results['tag']}{suffix}") as file:
@@ -67,13 +76,28 @@ def _trained(run: Run, recipe: str, commit: str) -> dict[str, Any]:
     }
 
 
-def _evaluated(network: SdResNet, data_dir: Path) -> dict[str, Any]:
-    """Evaluate the test split."""
-    score = evaluate(network, split("test", data_dir, network))
+def _survival(network: SdResNet) -> dict[str, Any]:
+    return {"survival": {"p_L": network.survival[-1], "expected_open_blocks": round(sum(network.survival), 2)}}
+
+
+def _result(score: Score) -> dict[str, Any]:
     interval = [round(end, 2) for end in score.error_interval()]
+    return {"top1": score.top1, "n": score.n, "error": round(score.error, 2), "error_95": interval}
+
+
+def _tested_in_part(network: SdResNet, lossless: Path, compressed: Path) -> dict[str, Any]:
+    """Return the results on a lossless part of the test split, on all of it compressed, and the estimate from both.
+
+    The estimate is the error on all compressed images, corrected by what compression costs on the lossless part.
+    """
+    part, whole = folder(lossless, network), folder(compressed, network)
+    names = {file.stem for file in part.files}
+    same = Subset(whole, [index for index, file in enumerate(whole.files) if file.stem in names])
+    on_part, on_whole, on_same = (evaluate(network, images) for images in (part, whole, same))
     return {
-        "survival": {"p_L": network.survival[-1], "expected_open_blocks": round(sum(network.survival), 2)},
-        "test": {"top1": score.top1, "n": score.n, "error": round(score.error, 2), "error_95": interval},
+        "test": _result(on_part),
+        "test_compressed": _result(on_whole),
+        "test_estimate": {"error": round(on_whole.error - on_same.error + on_part.error, 2)},
     }
 
 

@@ -22,7 +22,7 @@ def test_the_default_export_is_verified_found_by_its_tag_and_right(
     sdzoo("classify", "sd_resnet20.onnx", FASHION_MNIST / "bag" / "00018.png")
     assert "Bag" in capsys.readouterr().out
     classifier = Classifier("sd_resnet20.onnx", "cpu")
-    comparison = compare(classifier, load_model("sd_resnet20"), read_samples())
+    comparison = compare(classifier, load_model("sd_resnet20.fashion_mnist"), read_samples())
     # At least 92 % on the whole test split; 200 images may fall 2.5 standard errors (1.9 points each) short of that.
     accuracy = comparison.accuracy(comparison.onnx)
     assert accuracy is not None and accuracy > 0.87

@@ -364,7 +364,7 @@ def test_trained_weights_lose_little(kind: str, fashion_mnist_files: Path, tmp_p
     """At most 0.1 points on 10,000 images, and twice the standard error (0.05 points) of so few different answers."""
     from sdzoo.checkpoints import load_model
 
-    write_onnx(load_model("sd_resnet20"), tmp_path / "model.onnx")
+    write_onnx(load_model("sd_resnet20.fashion_mnist"), tmp_path / "model.onnx")
     before = Classifier(tmp_path / "model.onnx", "cpu")
     quantize(
         tmp_path / "model.onnx", tmp_path / "small.onnx", kind, calibration=images_to_calibrate(before.metadata, None)

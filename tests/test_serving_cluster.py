@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not find_spec("ray"), reason=
 
 @pytest.mark.parametrize("ingress", INGRESSES)
 def test_a_node_killed_under_load(ingress: str, tmp_path: Path) -> None:
-    write_onnx(load_model("sd_resnet20"), tmp_path / "net.onnx")
+    write_onnx(load_model("sd_resnet20.fashion_mnist"), tmp_path / "net.onnx")
     script = Path(__file__).with_name("ray_two_nodes.py")
     ended = subprocess.run(
         [sys.executable, script, tmp_path / "net.onnx", ingress],

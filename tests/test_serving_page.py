@@ -200,7 +200,7 @@ def test_the_servers_reason_is_shown_and_the_page_goes_on(browser: Chrome, serve
 
 @pytest.mark.slow
 def test_the_real_server_answers_the_page(browser: Chrome, tmp_path: Path) -> None:
-    write_onnx(load_model("sd_resnet20"), tmp_path / "model.onnx")
+    write_onnx(load_model("sd_resnet20.fashion_mnist"), tmp_path / "model.onnx")
     with serving(tmp_path, tmp_path / "model.onnx") as real:
         browser.get(f"http://{real.host}/")
         wait_for(browser, "status", "No picture yet.")

@@ -44,7 +44,7 @@ QUEUE = 48
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two versions of the shipped network, the second with raw pixels and probabilities, and a graph of others."""
     folder = tmp_path_factory.mktemp("server")
-    model = load_model("sd_resnet20")
+    model = load_model(NAME)
     write_onnx(model, folder / "one.onnx")
     write_onnx(model, folder / "two.onnx", input="uint8", softmax=True)
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("a", "b", "sum")]

@@ -68,6 +68,20 @@ def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) 
     assert read_result(folders[1]).test_errors == {"test": 9.0}
 
 
+def test_a_run_without_its_log_counts_for_errors_alone(folders: list[Path], tmp_path: Path) -> None:
+    (folders[0] / "train.log").unlink()
+    stochastic, _ = write_report(folders, tmp_path / "report")
+    assert stochastic["validation error %"] == "9.00 ± 1.41"
+    assert (stochastic["s / epoch"], stochastic["time / constant"]) == ("8.0", "0.80")
+    with (tmp_path / "report" / "curves.csv").open() as lines:
+        minutes = {row["run"]: row["training minutes"] for row in csv.DictReader(lines)}
+    assert minutes == {"run-0.5-1": "", "run-0.5-2": "0.4", "run-0.0-1": "0.5"}
+    for folder in folders:
+        (folder / "train.log").unlink(missing_ok=True)
+    write_report(folders, tmp_path / "untimed")
+    assert not list((tmp_path / "untimed").glob("time.*"))
+
+
 def test_files_are_complete_and_the_same_every_time(folders: list[Path], tmp_path: Path) -> None:
     for output in ("first", "second"):
         write_report(folders, tmp_path / output)

@@ -136,9 +136,9 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
     """Write table, curves and the numbers behind them into a folder; return the table's rows.
 
     Args:
-        folders: Training folders of timm's script.
-        output: Folder to write ``table.csv``, ``table.md``, ``curves.csv``, ``curves.*`` and ``time.*`` to, and
-            ``steps.csv`` and ``steps.*`` where the logs have the losses between the epochs.
+        folders: Training folders of timm's script; a run without its log, ``train.log``, counts for errors alone.
+        output: Folder to write ``table.csv``, ``table.md``, ``curves.csv`` and ``curves.*`` to, and, from the logs,
+            ``time.*``, ``steps.csv`` and ``steps.*``.
 
     Raises:
         InputError: A folder is no training folder, or matplotlib is not installed.
@@ -151,7 +151,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
         file.write_text(markdown(table), encoding="utf-8")
     write_csv(output / "curves.csv", [point for result in results for point in _curve(result)])
     write_figure(_draw(results, "epoch"), output / "curves")
-    write_figure(_draw(results, "training minutes"), output / "time")
+    if timed := [result for result in results if result.seconds]:
+        write_figure(_draw(timed, "training minutes"), output / "time")
     if steps := [point for result in results for point in _steps(result)]:
         write_csv(output / "steps.csv", steps)
         write_figure(_draw_steps(steps), output / "steps")
@@ -169,7 +170,7 @@ def _curve(result: Result) -> list[dict[str, Any]]:
     """Return a run's validated epochs with the training time until then."""
     points = []
     for epoch in result.epochs:
-        minutes = sum(seconds for number, seconds in result.seconds.items() if number <= epoch.number) / 60
+        seconds = sum(spent for number, spent in result.seconds.items() if number <= epoch.number)
         points.append(
             {
                 "run": result.run.folder.name,
@@ -177,7 +178,7 @@ def _curve(result: Result) -> list[dict[str, Any]]:
                 "arm": label(result.p_L),
                 "seed": result.seed,
                 "epoch": epoch.number + 1,
-                "training minutes": round(minutes, 3),
+                "training minutes": round(seconds / 60, 3) if result.seconds else None,
                 "training loss": epoch.train_loss,
                 "validation error %": round(100 - epoch.top1, 3),
             }

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
-from served import binary_request, free_port
+from ports import free_port
+from served import binary_request
 
 from sdzoo.serving.ingress import prepare
 

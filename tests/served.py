@@ -3,19 +3,18 @@
 import http.client
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from ports import free_port
 
 from sdzoo.serving.ingress import PORTS
 
@@ -67,14 +66,6 @@ class Server:
 
     def said(self) -> str:
         return self.output.read_text()
-
-
-def free_port() -> int:
-    """Return a port that nobody holds, from between Ray's workers' ports and those that Linux hands out by itself."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with suppress(OSError), socket.create_server(("0.0.0.0", port)):
-            return port
-    raise OSError("no free port")
 
 
 def own_environment() -> dict[str, str]:

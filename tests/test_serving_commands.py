@@ -11,7 +11,7 @@ import pytest
 import yaml
 from commandline import sdzoo
 from networks import FASHION, network
-from served import free_port
+from ports import free_port
 
 from sdzoo.export import write_onnx
 from sdzoo.serving.ingress import INGRESSES, PORTS, prepare

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import yaml
 from networks import FASHION, network
-from served import START, STOP, Server, binary_request, free_port, outputs_of, serving
+from ports import free_port
+from served import START, STOP, Server, binary_request, outputs_of, serving
 
 from sdzoo.export import write_onnx
 from sdzoo.runtime import Classifier

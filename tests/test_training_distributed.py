@@ -3,12 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import pytest
 import torch
 from commandline import sdzoo
+from ports import free_port
 from timm_runs import assert_gates_were_followed, load, rank_environment, write_recipe
 
 from sdzoo.training.runs import Run
@@ -121,15 +121,13 @@ def test_a_rank_that_is_killed_again_and_again(
     assert_as_if_nothing_had_happened(tmp_path, two_ranks)
 
 
-def free_endpoint() -> str:
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
+def two_machines() -> list[str]:
+    return ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]
 
 
 def test_two_machines_train_as_two_ranks_of_one(two_ranks: Path, timm_script: Path, tmp_path: Path) -> None:
     """Two plain torchrun agents that know of each other by host and port alone, each with one rank."""
-    together = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", free_endpoint()]
+    together = [*two_machines(), "--rdzv-backend", "c10d"]
     recipe, *arguments = words(tmp_path)
     command = [*TORCHRUN, *together, str(timm_script), "--config", recipe, *arguments, "--no-ddp-bb"]
     finish(*start_both(command, rank_environment(tmp_path / "ranks")))
@@ -139,7 +137,7 @@ def test_two_machines_train_as_two_ranks_of_one(two_ranks: Path, timm_script: Pa
 
 @pytest.mark.slow
 def test_two_machines_go_on_together_when_a_rank_of_one_is_killed(two_ranks: Path, tmp_path: Path) -> None:
-    together = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-endpoint", free_endpoint(), "--auto-resume"]
+    together = [*two_machines(), "--auto-resume"]
     command = [sys.executable, "-c", COMMAND, "train", *words(tmp_path), *together, "--no-ddp-bb"]
     for said in finish(*start_both(command, rank_environment(tmp_path / "ranks", SDZOO_DIES="1:6:1"))):
         assert f"the run is in {tmp_path / 'run'}" in said

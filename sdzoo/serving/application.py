@@ -70,16 +70,20 @@ class Application:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         recording.cancel()
-        self._record()
+        self._record(self._take_ended())
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _record_each_second(self) -> None:
         while True:
             await asyncio.sleep(1)
-            await asyncio.to_thread(self._record)
+            await asyncio.to_thread(self._record, self._take_ended())
 
-    def _record(self) -> None:
+    def _take_ended(self) -> list[Record]:
+        """Return the requests that are not recorded yet; in the event loop, like what adds to them."""
         ended, self._ended = self._ended, []
+        return ended
+
+    def _record(self, ended: list[Record]) -> None:
         try:
             self.metrics.count(ended)
             self.requests.write(ended)

@@ -197,6 +197,8 @@ def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
             x, y = ([point[column] for point in points] for column in (abscissa, "validation error %"))
             axes.plot(x, y, color=f"C{color}", label=name, linewidth=1.2)
     axes.set(xlabel=abscissa, ylabel="validation error %", yscale="log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     return figure

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import typer
 from PIL import Image
 from published import ARGUMENTS, write_run
 
@@ -67,6 +68,12 @@ def test_a_lossless_part_and_all_of_it_compressed_are_joined(run: Path, tmp_path
     assert (results["test"]["n"], results["test_compressed"]["n"]) == (50, 200)
     assert results["test_compressed"]["error"] == pytest.approx(on_whole, abs=0.005)
     assert results["test_estimate"]["error"] == pytest.approx(on_whole - on_same + on_part, abs=0.005)
+
+
+def test_half_of_the_test_images_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="together or not at all"):
+        make(run, tmp_path, recipe=RECIPE, output=tmp_path, lossless=tmp_path)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def wrong_of(model: torch.nn.Module, tree: Path) -> dict[str, bool]:

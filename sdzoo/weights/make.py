@@ -41,6 +41,8 @@ def make(
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = FOLDER,
 ) -> None:
     """Write the weights of a run's best epoch and their results."""
+    if (lossless is None) != (compressed is None):
+        raise typer.BadParameter("--lossless and --compressed are given together or not at all")
     _, checkpoint = Run(run).best()
     network = load_model(str(Run(run).arguments()["model"]), checkpoint=checkpoint)
     weights = save(with_digest(read_checkpoint(checkpoint).state_dict), {"format": "pt"})

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import timm
 import torch
@@ -31,8 +32,7 @@ def main(output: str) -> None:
         optimizer.zero_grad()
     parameters = b"".join(p.detach().numpy().tobytes() for p in network.parameters())
     result = {"gates": gates, "step": network.gates.step, "sha256": hashlib.sha256(parameters).hexdigest()}
-    with open(f"{output}.{rank}", "w") as file:  # noqa: PTH123
-        json.dump(result, file)
+    Path(f"{output}.{rank}").write_text(json.dumps(result))
     distributed.destroy_process_group()
 
 

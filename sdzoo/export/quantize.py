@@ -9,7 +9,6 @@ float32 93.58 %, smallest and largest 93.57, entropy 93.57, 99.999 % 93.64, 99.9
 onnxruntime does the work; the bytes depend on the graph and the images alone.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +119,7 @@ def _ranges(source: Path, classifier: Classifier, calibration: Sequence[Picture]
     from onnxruntime.quantization import create_calibrator
 
     with TemporaryDirectory() as folder:
-        calibrator = create_calibrator(source, INT8_OPERATORS, os.path.join(folder, "augmented.onnx"))  # noqa: PTH118
+        calibrator = create_calibrator(source, INT8_OPERATORS, str(Path(folder, "augmented.onnx")))
         calibrator.collect_data(_Batches(classifier, calibration))
         ranges = calibrator.compute_data()
     for tensor in ranges.values():

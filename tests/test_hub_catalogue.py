@@ -73,7 +73,8 @@ def test_shipped_weights_bring_their_schedule_and_results(monkeypatch: pytest.Mo
     monkeypatch.setattr(weights, "FOLDER", tmp_path)
     monkeypatch.setattr("timm.create_model", lambda name: timm.models.create_model(name.partition(".")[0]))
     entry = catalogue._entry("sd_resnet20.cifar10")
-    assert (entry.weights, entry.test_error, entry.recipe) == ("shipped", 8.77, "some_recipe")
+    assert (entry.weights, entry.test_error, entry.test_images) == ("shipped", 8.77, 10_000)
+    assert entry.recipe == "some_recipe"
     assert entry.expected_blocks == pytest.approx(9 - 0.1 * 5)  # the sum of 1 - l/9 * 0.1
 
 

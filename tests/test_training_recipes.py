@@ -94,6 +94,21 @@ def test_numbers_are_said_to_be_the_papers(name: str) -> None:
     assert "section 4" in header["Paper"]
 
 
+def test_the_weights_of_cifar10_are_trained_on_one_schedule(timm_script: Path) -> None:
+    """The shallower the net, the fewer blocks it spares (p_L) and the cheaper its epochs."""
+    shipped = {20: (0.1, 40), 56: (0.2, 15), 110: (0.5, 20)}
+    common = []
+    for depth, (drop_path, epochs) in shipped.items():
+        args = arguments(f"cifar10_resnet{depth}", timm_script)
+        assert (args.model, args.drop_path, args.epochs) == (f"sd_resnet{depth}", drop_path, epochs)
+        assert PROTOCOLS[args.dataset.removeprefix("torch/")] == PROTOCOLS["sd_cifar10"]
+        assert (tuple(args.mean), tuple(args.std)) == (DATASETS["cifar10"].mean, DATASETS["cifar10"].std)
+        assert not args.amp
+        values = launch.find_recipe(f"cifar10_resnet{depth}").values()
+        common.append({key: values[key] for key in values if key not in ("model", "drop_path", "epochs")})
+    assert common[0] == common[1] == common[2]
+
+
 def test_plain_is_augmented_without_its_augmentation() -> None:
     pairs = [name.removeprefix("sd_") for name in PROTOCOLS if name.endswith("_plain")]
     assert pairs == ["cifar10_plain", "cifar100_plain"]

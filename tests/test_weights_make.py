@@ -25,7 +25,9 @@ RECIPE = "fashion_mnist_resnet20"
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A training folder with the shipped weights as its best epoch."""
-    arguments = ARGUMENTS | find_recipe(RECIPE).values() | {"seed": 7, "epochs": 2}
+    arguments = (
+        ARGUMENTS | find_recipe(RECIPE).values() | {"seed": 7, "epochs": 2, "amp": True, "amp_dtype": "bfloat16"}
+    )
     written = write_run(tmp_path / "run", changed=arguments)
     weights = timm.create_model(NAME, pretrained=True).state_dict()
     best = {"epoch": 1, "arch": "sd_resnet20", "state_dict": weights, "args": Namespace(**arguments)}
@@ -45,6 +47,7 @@ def test_the_test_split_counts(run: Path, fashion_mnist_root: Path, tmp_path: Pa
     assert (results["test"]["top1"], results["test"]["n"]) == (score.top1, 200)
     assert (results["best_epoch"], results["validation_top1"]) == (1, 80.0)
     assert results["arguments"] == {"epochs": 2, "seed": 7}
+    assert results["precision"] == "bfloat16"
     assert results["digest"] == digest(model.state_dict()) == digest(load_model(NAME).state_dict())
 
 

@@ -30,6 +30,7 @@ class Entry:
         blocks: Residual blocks L.
         expected_blocks: How many of them are open on average in a training step: the sum of p_l.
         test_error: Top-1 error in percent on the test split.
+        test_images: How many of its images that was measured on.
         recipe: Recipe of the package for these weights or, without weights, for this network.
     """
 
@@ -41,6 +42,7 @@ class Entry:
     blocks: int
     expected_blocks: float
     test_error: float | None
+    test_images: int | None
     recipe: str
 
 
@@ -52,7 +54,7 @@ COLUMNS: dict[str, Callable[[Entry], str]] = {
     "MACs": lambda entry: _short(entry.macs),
     "blocks L": lambda entry: str(entry.blocks),
     "open in training": lambda entry: f"{entry.expected_blocks:.1f}",
-    "test error": lambda entry: "-" if entry.test_error is None else f"{entry.test_error:.2f} %",
+    "test error": lambda entry: f"{entry.test_error:.2f} % of {entry.test_images:,}" if entry.test_images else "-",
     "recipe": lambda entry: entry.recipe or "-",
 }
 
@@ -123,6 +125,7 @@ def _entry(name: str) -> Entry:
         blocks=len(survival),
         expected_blocks=round(sum(survival), 6),
         test_error=round(results.score.error, 2) if results else None,
+        test_images=results.score.n if results else None,
         recipe=results.recipe if results else _recipe(architecture),
     )
 

@@ -72,6 +72,7 @@ def _trained(run: Run, recipe: str, commit: str) -> dict[str, Any]:
         "best_epoch": best.number,
         "validation_top1": round(best.top1, 2),
         "training_hours": round(sum(run.seconds().values()) / 3600, 2),
+        "precision": arguments["amp_dtype"] if arguments["amp"] else "float32",
         "hardware": hardware(),
         "versions": {"sdzoo": __version__, "torch": torch.__version__, "timm": timm.__version__},
         "commit": _commit(commit),

@@ -22,7 +22,7 @@ from sdzoo.models.datasets import DATASETS
 from sdzoo.models.digest import DIGEST_KEY
 from sdzoo.models.gates import STEP_KEY
 from sdzoo.models.sd_resnet import SURVIVAL_KEY, SdResNet
-from sdzoo.models.survival import survival_probabilities
+from sdzoo.models.survival import describe, survival_probabilities
 from sdzoo.training.data import PROTOCOLS
 
 COPIED = ("input_size", "mean", "std")
@@ -218,5 +218,5 @@ def _check_agreement(source: str, survival: tuple[float, ...], drop_path: float 
     asked = survival_probabilities(len(survival), 1 - drop_path)
     if not all(map(math.isclose, asked, survival)):
         raise InputError(
-            f"{source}: trained with p_L = {survival[-1]:g}, --drop-path {drop_path:g} asks for {1 - drop_path:g}"
+            f"{source}: trained with {describe(survival)}, --drop-path {drop_path:g} asks for {describe(asked)}"
         )

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from sdzoo import survival_probabilities
+from sdzoo.models.survival import describe
 
 
 @pytest.mark.parametrize("L", [1, 9, 54, 600])
@@ -26,6 +27,13 @@ def test_known_values_of_resnet110() -> None:
 def test_uniform_and_own_sequence() -> None:
     assert survival_probabilities(3, 0.8, "uniform") == (0.8, 0.8, 0.8)
     assert survival_probabilities(3, 0.5, [1, 0.9, 0.1]) == (1.0, 0.9, 0.1)
+
+
+def test_schedules_in_words() -> None:
+    assert describe(survival_probabilities(54, 0.5)) == "p_L = 0.5"
+    assert describe(survival_probabilities(54, 0.1)) == "p_L = 0.1"
+    assert describe(survival_probabilities(54, 0.8, "uniform")) == "p_L = 0.8, uniform"
+    assert describe((0.5, 0.9)) == "p_L = 0.9, every p_l given"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from timm_runs import run_script, write_recipe
 from torch import nn
 
 from sdzoo.training import gradients
+from sdzoo.training.analyse_survival import _has_test_split
 from sdzoo.training.gradients import find_weight
+from sdzoo.training.sweep import Sweep
 
 FIRST_BLOCK = "layer1.0.conv1.weight"
 FIGURES = [".csv", ".png", ".svg"]
@@ -91,6 +93,18 @@ def test_survival_sweep_is_taken_up_where_it_stopped(
         assert (noted["images"], noted["n"]) == ("test", "200")
         assert float(noted["error"]) == pytest.approx(float(row["test error %"]), abs=1e-3)
     assert all((output / f"survival{suffix}").stat().st_size > 0 for suffix in FIGURES)
+
+
+def test_whether_there_are_test_images_is_known_before_anything_is_trained(
+    timm_script: Path, fashion_mnist_root: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path, dataset="torch/sd_fashion_mnist_few", data_dir=str(fashion_mnist_root))
+    assert _has_test_split(Sweep(recipe, [], tmp_path))
+    assert not _has_test_split(Sweep(recipe, ["--data-dir", str(tmp_path)], tmp_path))
+    assert not _has_test_split(Sweep(recipe, ["--dataset", "folder"], tmp_path))
+    assert not _has_test_split(Sweep(recipe, ["--model", "skip_test_vit"], tmp_path)), (
+        "evaluation knows sd_resnet* alone"
+    )
 
 
 # Bad input.

@@ -11,8 +11,9 @@ import yaml
 
 from sdzoo.errors import InputError
 from sdzoo.models.gates import Gates
+from sdzoo.models.survival import survival_probabilities
 from sdzoo.training.evaluation import Score, note
-from sdzoo.training.report import read_result, rows, write_report
+from sdzoo.training.report import label, read_result, rows, write_report
 
 STEPS = 40
 
@@ -46,7 +47,7 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def test_a_run_is_read_as_it_was(folders: list[Path]) -> None:
     result = read_result(folders[0])
-    assert (result.p_L, result.seed, result.error) == (0.5, 1, 10.0)
+    assert (result.arm, result.seed, result.error) == ("p_L = 0.5", 1, 10.0)
     assert result.seconds == {0: pytest.approx(6), 1: pytest.approx(6), 2: pytest.approx(6)}
     assert result.expected_open == pytest.approx((3 * 9 - 1) / (4 * 9))
     gates = Gates(timm.create_model("sd_resnet20").survival, seed=1)
@@ -60,6 +61,22 @@ def test_arms_are_compared_with_constant_depth(folders: list[Path]) -> None:
     assert stochastic["time / constant"] == "0.70"
     assert constant["validation error %"] == "14.00"
     assert (constant["time / constant"], constant["open blocks, measured"]) == ("1.00", "1.000")
+
+
+@pytest.mark.parametrize(("name", "value"), [("lr", 0.05), ("amp", True)])
+def test_runs_of_one_arm_differ_in_their_seed_alone(folders: list[Path], name: str, value: object) -> None:
+    file = folders[1] / "args.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {name: value}))
+    with pytest.raises(InputError, match=rf"run-0\.5-2 has {name} {value}, .*run-0\.5-1 has None"):
+        rows([read_result(folder) for folder in folders])
+
+
+def test_another_schedule_or_sampling_is_another_arm() -> None:
+    assert label(survival_probabilities(9, 0.5)) == "p_L = 0.5"
+    assert label(survival_probabilities(9, 0.5, "uniform")) == "p_L = 0.5, uniform"
+    assert label((0.9, 0.4, 0.5)) == "p_L = 0.5, every p_l given"
+    assert label(survival_probabilities(9, 0.5), "systematic") == "p_L = 0.5, systematic"
+    assert label((1.0,) * 9) == "constant depth"
 
 
 def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) -> None:

@@ -61,6 +61,10 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_broken_files_are_one_line(tmp_path: Path) -> None:
+    for text in ("", "[]", "seed: 1"):
+        (tmp_path / "args.yaml").write_text(text)
+        with pytest.raises(InputError, match="names no model"):
+            Run(tmp_path).arguments()
     (tmp_path / "args.yaml").write_text("a: [")
     with pytest.raises(InputError, match=r"args\.yaml: not YAML"):
         Run(tmp_path).arguments()

@@ -18,7 +18,7 @@ from sdzoo.models.blocks import ResidualBlock, parameters_of
 from sdzoo.models.checkpointing import checkpoint_block
 from sdzoo.models.digest import take_digest
 from sdzoo.models.gates import Gates
-from sdzoo.models.survival import Survival, survival_probabilities
+from sdzoo.models.survival import Survival, describe, survival_probabilities
 from sdzoo.models.tie import tie_zero_gradients
 
 WIDTHS = (16, 32, 64)
@@ -280,8 +280,8 @@ class SdResNet(nn.Module):
             self.set_survival(survival)
         else:
             warnings.warn(
-                f"these weights were trained with p_L = {survival[-1]:g}; "
-                f"using p_L = {self.survival[-1]:g} as the arguments say",
+                f"these weights were trained with {describe(survival)}; "
+                f"using {describe(self.survival)} as the arguments say",
                 stacklevel=2,
             )
 

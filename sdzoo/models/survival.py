@@ -4,6 +4,7 @@ Linear decay, the paper's rule: ``p_l = 1 - (l / L) * (1 - p_L)``, l = 1..L coun
 Uniform: ``p_l = p_L``. A sequence of L numbers gives every block its own.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 Survival = str | Sequence[float]
@@ -33,6 +34,16 @@ def survival_probabilities(L: int, p_L: float, survival: Survival = "linear") ->
         raise ValueError(f"survival is {survival!r}, must be one of {', '.join(RULES)} or a sequence of {L} floats")
     _checked((p_L,), 1)
     return tuple(float(RULES[survival](block, L, p_L)) for block in range(1, L + 1))
+
+
+def describe(survival: Sequence[float]) -> str:
+    """Return a schedule in words: ``p_L = 0.5`` for linear decay, ``p_L = 0.5, uniform``, or that it is a list."""
+    p_L = survival[-1]
+    suffixes = {"linear": "", "uniform": ", uniform"}
+    for rule, suffix in suffixes.items():
+        if all(map(math.isclose, survival_probabilities(len(survival), p_L, rule), survival)):
+            return f"p_L = {p_L:g}{suffix}"
+    return f"p_L = {p_L:g}, every p_l given"
 
 
 def _checked(probabilities: tuple[float, ...], L: int) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ def analyse_gradients(sweep: Sweep, cells: Sequence[Cell], weight: str) -> Table
     for color, p_L in enumerate(dict.fromkeys(cell.p_L for cell in cells)):
         for number, seed in enumerate(dict.fromkeys(cell.seed for cell in cells)):
             own = [row for row in table if (row["p_L"], row["seed"]) == (p_L, seed)]
-            name = label(p_L) if number == 0 else None
+            name = label([p_L]) if number == 0 else None
             axes.plot([r["epoch"] for r in own], [r["gradient"] for r in own], f"C{color}.-", label=name, linewidth=1.2)
     axes.set(xlabel="epoch", ylabel=f"mean |gradient| of {weight}", yscale="log")
     axes.locator_params("x", integer=True)
@@ -65,7 +65,12 @@ def _epochs(cell: Cell, folder: Path) -> Table:
     with (folder / RECORD).open(newline="", encoding="utf-8") as lines:
         magnitudes = [float(row["gradient"]) for row in csv.DictReader(lines)]
     epochs = max(Run(folder).seconds()) + 1
-    updates = len(magnitudes) // epochs
+    updates, left = divmod(len(magnitudes), epochs)
+    if left:
+        raise InputError(
+            f"{folder / RECORD}: {len(magnitudes)} updates are no multiple of {epochs} epochs; with a loss "
+            "scaler (--amp in float16) some are left out: take --amp-dtype bfloat16"
+        )
     return [
         {
             "p_L": cell.p_L,

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sdzoo.checkpoints import load_model
+from sdzoo.errors import InputError
+from sdzoo.models.skip_names import PREFIX
 from sdzoo.training import evaluation
-from sdzoo.training.data import PROTOCOLS
+from sdzoo.training.data import PROTOCOLS, open_split
 from sdzoo.training.figures import new_figure, write_csv, write_figure
 from sdzoo.training.runs import Run
 from sdzoo.training.sweep import Cell, Sweep
@@ -18,8 +20,8 @@ Table = list[dict[str, Any]]
 def analyse_survival(sweep: Sweep, cells: Sequence[Cell]) -> Table:
     """Train the cells and write their errors over p_L, as a table and a figure.
 
-    The error is that of the test images at the best validated epoch; of the validation images, where the data set is
-    none that ``sdzoo`` knows the test images of.
+    The error is that of the test images at the best validated epoch; of the validation images, where the test images
+    are not there or the network is none of the zoo.
 
     Args:
         sweep: How they are trained; tables and figures go to its folder.
@@ -30,9 +32,10 @@ def analyse_survival(sweep: Sweep, cells: Sequence[Cell]) -> Table:
     """
     sweep.check()
     figure = new_figure()
-    table = [_errors(cell, folder) for cell, folder in sweep.run(cells)]
+    tested = _has_test_split(sweep)
+    table = [_errors(cell, folder, tested) for cell, folder in sweep.run(cells)]
     write_csv(sweep.output / "survival.csv", table)
-    error = "test error %" if all("test error %" in row for row in table) else "validation error %"
+    error = "test error %" if tested else "validation error %"
     axes = figure.subplots()
     for color, rule in enumerate(dict.fromkeys(cell.rule for cell in cells if cell.p_L < 1)):
         means, deviations = _over_seeds([row for row in table if row["survival"] in (rule, "constant")], error)
@@ -46,7 +49,19 @@ def analyse_survival(sweep: Sweep, cells: Sequence[Cell]) -> Table:
     return table
 
 
-def _errors(cell: Cell, folder: Path) -> dict[str, Any]:
+def _has_test_split(sweep: Sweep) -> bool:
+    """Say, before anything is trained, whether its test error can be measured."""
+    dataset = str(sweep.setting("--dataset")).removeprefix("torch/")
+    if dataset not in PROTOCOLS or str(sweep.setting("--model")).startswith(PREFIX):
+        return False
+    try:
+        open_split(dataset, "test", Path(sweep.setting("--data-dir") or "data"))
+    except InputError:
+        return False
+    return True
+
+
+def _errors(cell: Cell, folder: Path, tested: bool) -> dict[str, Any]:
     run = Run(folder)
     best, checkpoint = run.best()
     arguments = run.arguments()
@@ -54,10 +69,10 @@ def _errors(cell: Cell, folder: Path) -> dict[str, Any]:
         "survival": cell.rule,
         "p_L": cell.p_L,
         "seed": cell.seed,
-        "best epoch": best.number + 1,
+        "best epoch": best.number,
         "validation error %": round(100 - best.top1, 3),
     }
-    if str(arguments["dataset"]).removeprefix("torch/") in PROTOCOLS:
+    if tested:
         root = Path(str(arguments["data_dir"] or "data"))
         row["test error %"] = round(_test_error(str(arguments["model"]), checkpoint, root), 3)
     return row | {"training seconds": round(sum(run.seconds().values()), 1)}

@@ -14,12 +14,17 @@ from sdzoo.checkpoints import read_checkpoint
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.models.gates import STEP_KEY, Gates
+from sdzoo.models.survival import describe
 from sdzoo.training.evaluation import noted
 from sdzoo.training.figures import columns_of, new_figure, write_csv, write_figure
 from sdzoo.training.runs import Epoch, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+CONSTANT = "constant depth"
+SEED_AND_PLACE = {"seed", "model_kwargs", "experiment", "output", "resume", "data_dir", "workers", "log_interval"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Result:
     Attributes:
         run: Its folder.
         task: Network, data set and epochs: what its peers have in common.
-        p_L: Survival probability of the last block, 1 for constant depth.
+        arm: Survival probabilities and, where it is not the paper's, sampling, in words.
         epochs: Validated epochs, in order.
         error: Validation error in percent at the best epoch.
         test_errors: Error in percent on each set of test images that it was evaluated on.
@@ -40,7 +45,7 @@ class Result:
 
     run: Run
     task: str
-    p_L: float  # noqa: N815  the paper's symbol
+    arm: str
     seed: int
     epochs: list[Epoch]
     error: float
@@ -67,14 +72,16 @@ def read_result(folder: Path) -> Result:
     weights = read_checkpoint(checkpoint, use_ema=False)
     survival, steps = weights.schedule(), int(weights.state_dict.get(STEP_KEY, 0))
     if survival is None or steps == 0:
-        raise InputError(f"{checkpoint}: no training with stochastic depth, it counts no draws of gates")
+        raise InputError(
+            f"{checkpoint}: no training of a network sd_resnet*, it has no schedule or counts no draws of gates"
+        )
     options = arguments.get("model_kwargs") or {}
     gates = Gates(survival, options.get("sampling", "bernoulli"), options.get("gate_seed", 0))
     drawn = [sum(gates.at(step)) for step in range(steps)]
     return Result(
         run=run,
         task=f"{arguments['model']} on {arguments['dataset']}, {arguments['epochs']} epochs",
-        p_L=survival[-1],
+        arm=label(survival, gates.sampling),
         seed=int(arguments["seed"]),
         epochs=run.epochs(),
         error=100 - best.top1,
@@ -85,16 +92,32 @@ def read_result(folder: Path) -> Result:
     )
 
 
-def arms(results: Sequence[Result]) -> dict[tuple[str, float], list[Result]]:
-    """Return the results by task and p_L, constant depth last."""
-    keys = sorted({(result.task, result.p_L) for result in results})
-    return {key: [result for result in results if (result.task, result.p_L) == key] for key in keys}
+def arms(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Return the results by task and arm, constant depth last.
+
+    Raises:
+        InputError: Two runs of one arm differ in more than their seed.
+    """
+    keys = sorted({(result.task, result.arm) for result in results}, key=lambda key: (key[0], key[1] == CONSTANT, key))
+    grouped = {key: [result for result in results if (result.task, result.arm) == key] for key in keys}
+    for arm in grouped.values():
+        for other in arm[1:]:
+            _check_alike(arm[0].run, other.run)
+    return grouped
+
+
+def _check_alike(first: Run, other: Run) -> None:
+    ours, theirs = first.arguments(), other.arguments()
+    for name in sorted({*ours, *theirs} - SEED_AND_PLACE):
+        if ours.get(name) != theirs.get(name):
+            said = f"{other.folder} has {name} {theirs.get(name)}, {first.folder} has {ours.get(name)}"
+            raise InputError(f"{said}: runs of one arm may differ in their seed alone")
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
     """Return the comparison, one row an arm; a ratio of times is to the constant-depth arm of the same task."""
     grouped = arms(results)
-    return [_row(arm, grouped.get((task, 1.0))) for (task, _), arm in grouped.items()]
+    return [_row(arm, grouped.get((task, CONSTANT))) for (task, _), arm in grouped.items()]
 
 
 def _row(arm: Sequence[Result], constant: Sequence[Result] | None) -> dict[str, str]:
@@ -103,12 +126,12 @@ def _row(arm: Sequence[Result], constant: Sequence[Result] | None) -> dict[str, 
     reference = _mean_seconds(constant or ())
     return {
         "task": arm[0].task,
-        "arm": label(arm[0].p_L),
+        "arm": arm[0].arm,
         "seeds": " ".join(str(result.seed) for result in arm),
         "validation error %": spread([result.error for result in arm]),
         **{f"error % on {name}": spread([r.test_errors[name] for r in arm if name in r.test_errors]) for name in names},
         "s / epoch": "" if per_epoch is None else f"{per_epoch:.1f}",
-        "hours": f"{sum(sum(result.seconds.values()) for result in arm) / 3600:.2f}",
+        "hours": _hours(arm),
         "time / constant": f"{per_epoch / reference:.2f}" if per_epoch and reference else "",
         "open blocks, expected": f"{arm[0].expected_open:.3f}",
         "open blocks, measured": f"{statistics.mean(result.measured_open for result in arm):.3f}",
@@ -120,9 +143,18 @@ def _mean_seconds(arm: Sequence[Result]) -> float | None:
     return statistics.mean(known) if known else None
 
 
-def label(p_L: float) -> str:
+def _hours(arm: Sequence[Result]) -> str:
+    """Return the hours of training in all, and of how many runs where not all have their log."""
+    timed = [sum(result.seconds.values()) for result in arm if result.seconds]
+    partly = f" ({len(timed)} of {len(arm)} runs)" if len(timed) < len(arm) else ""
+    return f"{sum(timed) / 3600:.2f}{partly}"
+
+
+def label(survival: Sequence[float], sampling: str = "bernoulli") -> str:
     """Name an arm."""
-    return "constant depth" if p_L == 1 else f"p_L = {p_L:g}"
+    if set(survival) == {1.0}:
+        return CONSTANT
+    return describe(survival) + ("" if sampling == "bernoulli" else f", {sampling}")
 
 
 def spread(values: Sequence[float]) -> str:
@@ -175,7 +207,7 @@ def _curve(result: Result) -> list[dict[str, Any]]:
             {
                 "run": result.run.folder.name,
                 "task": result.task,
-                "arm": label(result.p_L),
+                "arm": result.arm,
                 "seed": result.seed,
                 "epoch": epoch.number + 1,
                 "training minutes": round(seconds / 60, 3) if result.seconds else None,
@@ -190,12 +222,12 @@ def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
     """Draw the validation error of every run over its epochs or its training time, an arm a colour."""
     figure = new_figure()
     axes = figure.subplots()
-    for color, ((task, p_L), arm) in enumerate(arms(results).items()):
+    for color, ((task, name), arm) in enumerate(arms(results).items()):
         for number, result in enumerate(arm):
             points = _curve(result)
-            name = f"{task}: {label(p_L)}" if number == 0 else None
+            legend = f"{task}: {name}" if number == 0 else None
             x, y = ([point[column] for point in points] for column in (abscissa, "validation error %"))
-            axes.plot(x, y, color=f"C{color}", label=name, linewidth=1.2)
+            axes.plot(x, y, color=f"C{color}", label=legend, linewidth=1.2)
     axes.set(xlabel=abscissa, ylabel="validation error %", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
@@ -206,7 +238,7 @@ def _draw(results: Sequence[Result], abscissa: str) -> "Figure":
 
 def _steps(result: Result) -> list[dict[str, Any]]:
     """Return what a run's log says of single updates."""
-    name, arm = result.run.folder.name, label(result.p_L)
+    name, arm = result.run.folder.name, result.arm
     return [
         {"run": name, "arm": arm, "epoch": epoch, "training loss": loss, "learning rate": rate}
         for epoch, loss, rate in result.run.steps()

@@ -38,9 +38,11 @@ class Run:
         if not file.is_file():
             raise InputError(f"{self.folder}: not a training folder, it has no args.yaml")
         try:
-            arguments: dict[str, object] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            arguments = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise InputError(f"{file}: not YAML ({error})") from error
+        if not isinstance(arguments, dict) or not arguments.get("model"):
+            raise InputError(f"{file}: not the arguments of timm's script, it names no model")
         return arguments
 
     def epochs(self) -> list[Epoch]:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import lzma
 import tarfile
 from pathlib import Path
 
@@ -61,8 +62,23 @@ def test_from_an_archive(source: Path, tmp_path: Path) -> None:
 
 
 def test_an_absent_optional_file_is_said(source: Path, tmp_path: Path) -> None:
-    (source / "deep" / "extra").unlink()
+    extra = source / "deep" / "extra"
+    extra.rename(source.parent / "elsewhere")
     assert install("cifar10", source, tmp_path / "data").absent == {"extra": "no test"}
+    (source.parent / "elsewhere").rename(extra)
+    assert install("cifar10", source, tmp_path / "data").absent == {}
+    extra.unlink()
+    assert install("cifar10", source, tmp_path / "data").absent == {}, "it is there from before"
+    assert installed_files(tmp_path / "data") == CONTENT
+
+
+def test_the_layout_that_is_complete_counts(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partly = Layout("partly", {"one": MD5S["one"], "four": "0" * 32})
+    monkeypatch.setitem(LAYOUTS, "cifar10", (partly, *LAYOUTS["cifar10"]))
+    assert install("cifar10", source, tmp_path / "data").folder == tmp_path / "data" / "inside" / "raw"
+    (source / "deep" / "two").unlink()
+    with pytest.raises(InputError, match="four is missing"):
+        install("cifar10", source, tmp_path / "data")
 
 
 def test_a_second_install_replaces_the_first(source: Path, tmp_path: Path) -> None:
@@ -98,9 +114,18 @@ def test_truncated_archive_and_gzip(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"one\.gz: damaged"):
         install("cifar10", source, tmp_path / "data")
     archive = tmp_path / "a.tar"
-    archive.write_bytes(b"no tar")
-    with pytest.raises(InputError, match="not a tar archive"):
-        install("cifar10", archive, tmp_path / "data")
+    for content in (b"no tar", spoilt(gzip.compress(bytes(4096))), spoilt(lzma.compress(bytes(4096)))):
+        archive.write_bytes(content)
+        with pytest.raises(InputError, match="not a tar archive"):
+            install("cifar10", archive, tmp_path / "data")
+    file.with_name("one.gz").write_bytes(spoilt(gzip.compress(CONTENT["one"])))
+    with pytest.raises(InputError, match=r"one\.gz: damaged"):
+        install("cifar10", source, tmp_path / "data")
+
+
+def spoilt(content: bytes) -> bytes:
+    """Return a compressed stream with its first byte after the header wrong."""
+    return content[:14] + b"\xff\xff\xff\xff" + content[18:]
 
 
 def test_an_archive_cannot_write_outside(tmp_path: Path) -> None:
@@ -131,7 +156,7 @@ def test_the_command_checks_and_places(
     for file in official.files:
         (source / file).write_bytes(file.encode())
     sdzoo("data", name, "--from", source, "--to", tmp_path / "data", expect=1)
-    assert f"the official one is {official.files[min(official.files)]}" in capfd.readouterr().err
+    assert f"the official one is {next(iter(official.files.values()))}" in capfd.readouterr().err
     md5s = {file: hashlib.md5(file.encode()).hexdigest() for file in official.files}
     monkeypatch.setitem(LAYOUTS, name, (Layout(official.folder, md5s, official.optional),))
     sdzoo("data", name, "--from", source, "--to", tmp_path / "data")
@@ -140,6 +165,8 @@ def test_the_command_checks_and_places(
 
 
 def test_unknown_names(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no fashion-mnist here"):
+        install("fashion_mnist", tmp_path, tmp_path)
     with pytest.raises(InputError, match="'mnist', must be one of fashion-mnist, cifar10, cifar100, svhn"):
         install("mnist", tmp_path, tmp_path)
     with pytest.raises(InputError, match="no such folder or archive"):

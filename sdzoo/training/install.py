@@ -1,16 +1,18 @@
 """Bring the official files of a data set into the folder that training reads, checked to the last byte."""
 
 import gzip
-import hashlib
+import lzma
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.utils import calculate_md5
 
 from sdzoo.errors import InputError
 from sdzoo.training.sources import CIFAR10_BINARY, READERS, SVHN_FILES, SVHN_FOLDER
@@ -83,14 +85,17 @@ def install(dataset: str, source: Path, root: Path) -> Installed:
     Raises:
         InputError: An unknown data set, a source without the files, or a file that is missing or damaged.
     """
-    _check_known(dataset)
+    dataset = _checked(dataset)
     with _unpacked(source) as folder:
         layout, found = _recognise(dataset, source, folder)
         target = root / layout.folder
-        with _replacing(target) as partial:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".incoming-") as incoming:
             for name, file in found.items():
-                _copy_checked(file, partial / name, layout.files[name])
-    return Installed(target, {name: why for name, why in layout.optional.items() if name not in found})
+                _copy_checked(file, Path(incoming) / name, layout.files[name])
+            for name in found:
+                (Path(incoming) / name).replace(target / name)
+    return Installed(target, {name: why for name, why in layout.optional.items() if not (target / name).exists()})
 
 
 def download(dataset: str, root: Path) -> Installed:
@@ -99,7 +104,7 @@ def download(dataset: str, root: Path) -> Installed:
     Raises:
         InputError: An unknown data set, or no answer from its server.
     """
-    _check_known(dataset)
+    dataset = _checked(dataset)
     try:
         for train in (True, False):
             READERS[dataset.replace("-", "_")](root, train, True)
@@ -108,9 +113,12 @@ def download(dataset: str, root: Path) -> Installed:
     return Installed(root, {})
 
 
-def _check_known(dataset: str) -> None:
-    if dataset not in LAYOUTS:
+def _checked(dataset: str) -> str:
+    """Return a data set's name with hyphens for underscores, which tags and recipes have."""
+    name = dataset.replace("_", "-")
+    if name not in LAYOUTS:
         raise InputError(f"unknown data set {dataset!r}, must be one of {', '.join(LAYOUTS)}")
+    return name
 
 
 @contextmanager
@@ -124,36 +132,25 @@ def _unpacked(source: Path) -> Iterator[Path]:
         try:
             with tarfile.open(source) as archive:
                 archive.extractall(folder, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             raise InputError(f"{source}: not a tar archive, or damaged ({error})") from error
         yield Path(folder)
 
 
 def _recognise(dataset: str, source: Path, folder: Path) -> tuple[Layout, dict[str, Path]]:
-    """Return the layout of which the folder has files, and these files by name."""
+    """Return the first layout that the folder has completely, and its files by name."""
+    files = {path.name.removesuffix(".gz"): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    incomplete = ""
     for layout in LAYOUTS[dataset]:
-        found = {path.name.removesuffix(".gz"): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        found = {name: path for name, path in found.items() if name in layout.files}
+        found = {name: files[name] for name in layout.files if name in files}
         missing = [name for name in layout.files if name not in found and name not in layout.optional]
-        if found and missing:
-            raise InputError(f"{source}: {missing[0]} is missing")
-        if found:
+        if found and not missing:
             return layout, found
+        incomplete = incomplete or (missing[0] if found else "")
+    if incomplete:
+        raise InputError(f"{source}: {incomplete} is missing")
     wanted = " or ".join(next(iter(layout.files)) for layout in LAYOUTS[dataset])
     raise InputError(f"{source}: no {dataset} here, looked for {wanted} and so on")
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target to fill; put it in the target's place only if nothing went wrong."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".incoming-") as folder:
-        partial = Path(folder) / target.name
-        partial.mkdir()
-        yield partial
-        if target.exists():
-            target.rename(Path(folder) / "replaced")
-        partial.rename(target)
 
 
 def _copy_checked(file: Path, target: Path, md5: str) -> None:
@@ -161,16 +158,8 @@ def _copy_checked(file: Path, target: Path, md5: str) -> None:
     try:
         with opener(file, "rb") as content, target.open("wb") as copy:
             shutil.copyfileobj(content, copy)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{file}: damaged ({error})") from error
-    found = _md5(target)
+    found = calculate_md5(target)
     if found != md5:
         raise InputError(f"{file}: wrong or short, its MD5 is {found}, the official one is {md5}")
-
-
-def _md5(file: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as content:
-        while chunk := content.read(2**20):  # SVHN's extra images are 1.3 GB
-            digest.update(chunk)
-    return digest.hexdigest()

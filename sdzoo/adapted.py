@@ -1,6 +1,7 @@
 """From a name ``skip_...`` and, if given, a checkpoint file to a converted network of timm ready to evaluate."""
 
-import ast
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,20 @@ def load_adapted(
     Args:
         name: ``skip_<timm name>``, with or without a tag.
         checkpoint: Weights in place of the tag's: ``.safetensors``, or a checkpoint of timm's script, which knows
-            rate, rule and schedule.
+            rate, rule and schedule; a ``.safetensors`` is taken to be of timm's own rule and schedule.
         pretrained: Without a checkpoint: load timm's weights (True) or initialise at random (False).
         drop_path: timm's drop_path_rate, in (0, 1); needed where the checkpoint does not know it.
 
     Raises:
-        InputError: An unknown name, weights that cannot be read or belong to another network, or no rate.
+        InputError: An unknown name, weights that cannot be read or belong to another network, no rate, or one that
+            contradicts them.
     """
     check_name(name)
     weights = None if checkpoint is None else read_checkpoint(checkpoint)
     arguments: Mapping[str, Any] = {} if weights is None else weights.arguments
-    rate = arguments.get("drop_path") if drop_path is None else drop_path
-    if not rate:
-        raise InputError(f"{checkpoint or name}: its DropPath rate is not known; say it with --drop-path")
+    if weights is not None and arguments.get("model_ema"):
+        warnings.warn(f"{checkpoint}: taking the moving average of the weights, not the plain ones", stacklevel=2)
+    rate = _rate(str(checkpoint or name), arguments.get("drop_path"), drop_path)
     untagged = None if pretrained and weights is None else {"tag": ""}
     try:
         model: nn.Module = timm.create_model(
@@ -44,7 +46,7 @@ def load_adapted(
             drop_path_rate=rate,
             num_classes=arguments.get("num_classes"),
             pretrained_cfg_overlay=untagged,
-            **_options(arguments),
+            **(arguments.get("model_kwargs") or {}),
         )
         if weights is not None:
             model.load_state_dict(_state_dict(weights))
@@ -59,10 +61,19 @@ def _short(error: Exception, length: int = 300) -> str:
     return text if len(text) <= length else f"{text[:length]} ..."
 
 
-def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the model's own arguments of a run of timm's script."""
-    options = arguments.get("model_kwargs") or {}
-    return dict(ast.literal_eval(options) if isinstance(options, str) else options)
+def _rate(source: str, trained: float | None, asked: float | None) -> float:
+    """Return the DropPath rate that the weights were trained with."""
+    if trained == 0:
+        raise InputError(
+            f"{source}: trained with drop_path 0, constant depth: it is timm's own network, none to convert"
+        )
+    if trained is not None and asked is not None and not math.isclose(trained, asked):
+        raise InputError(f"{source}: trained with drop_path {trained:g}, --drop-path asks for {asked:g}")
+    rate = trained if asked is None else asked
+    if rate is None or not 0 < rate < 1:
+        given = "is not known; say it" if rate is None else f"is {rate:g}, must be in (0, 1); say it"
+        raise InputError(f"{source}: its DropPath rate {given} with --drop-path")
+    return rate
 
 
 def _state_dict(weights: Checkpoint) -> dict[str, torch.Tensor]:

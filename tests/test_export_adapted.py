@@ -18,6 +18,7 @@ from skip_families import FAMILIES, images, network
 from torch import nn
 
 from sdzoo import skip_drop_path
+from sdzoo.adapted import load_adapted
 from sdzoo.errors import InputError
 from sdzoo.export.adapted import Written, metadata_of, write_adapted_onnx
 from sdzoo.export.survival import SCOPE, SOURCE, fold_survival, survival_products
@@ -211,6 +212,23 @@ def test_folding(case: str, tmp_path: Path) -> None:
     assert np.allclose(run(proto, tmp_path), before, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("trained", "asked", "said"),
+    [
+        (0.0, None, "constant depth: it is timm's own network"),
+        (None, None, "its DropPath rate is not known"),
+        (None, 1.0, r"its DropPath rate is 1, must be in \(0, 1\)"),
+        (0.2, 0.3, r"trained with drop_path 0\.2, --drop-path asks for 0\.3"),
+    ],
+)
+def test_the_rate_is_that_of_the_weights(trained: float | None, asked: float | None, said: str, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "trained.pth.tar"
+    arguments = argparse.Namespace(drop_path=trained)
+    torch.save({"state_dict": timm.create_model("test_resnet").state_dict(), "args": arguments}, checkpoint)
+    with pytest.raises(InputError, match=said):
+        load_adapted("skip_test_resnet", checkpoint=checkpoint, drop_path=asked)
+
+
 def test_commands_export_and_verify_a_converted_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     model = timm.create_model("skip_test_resnet", drop_path_rate=0.4, rule="paper")
@@ -221,5 +239,7 @@ def test_commands_export_and_verify_a_converted_network(tmp_path: Path, capsys: 
     assert "survival probabilities are folded into the branches" in capsys.readouterr().out
     sdzoo("verify", file, "--checkpoint", checkpoint)
     sdzoo("verify", file, expect=1)
+    sdzoo("verify", file, "--checkpoint", checkpoint, "--drop-path", "0.3", expect=1)
+    assert "trained with drop_path 0.4, --drop-path asks for 0.3" in capsys.readouterr().err
     sdzoo("export", "--model", "skip_test_resnet", "--checkpoint", checkpoint, "--input", "uint8", expect=1)
     assert "--input, --top, --batch and --opset are for the networks of the zoo" in capsys.readouterr().err

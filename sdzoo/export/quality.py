@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sdzoo.errors import InputError
 from sdzoo.metadata import Metadata
-from sdzoo.models.datasets import DATASETS
+from sdzoo.models.datasets import DATASETS, dataset_of
 from sdzoo.pictures import Picture
 from sdzoo.runtime import Classifier
 from sdzoo.samples import CALIBRATION, FASHION_MNIST, class_indices, read_samples
@@ -104,7 +104,7 @@ def images_to_calibrate(metadata: Metadata, folder: Path | None) -> list[Picture
     Raises:
         InputError: There are none.
     """
-    if folder is None and _dataset(metadata) != "fashion_mnist":
+    if folder is None and dataset_of(metadata.labels) != "fashion_mnist":
         raise InputError(f"{metadata.name}: no training images of these classes ship; give some with --calibration")
     return [sample.path for sample in read_samples(folder or CALIBRATION)]
 
@@ -115,7 +115,7 @@ def images_to_measure(metadata: Metadata, folder: Path | None, data_dir: Path | 
     Raises:
         InputError: There are none, or they are not of the classes of the weights.
     """
-    dataset = _dataset(metadata)
+    dataset = dataset_of(metadata.labels)
     if data_dir is not None and folder is None:
         return _test_split(metadata, dataset, data_dir)
     if folder is None and dataset != "fashion_mnist":
@@ -135,7 +135,3 @@ def _test_split(metadata: Metadata, dataset: str | None, data_dir: Path) -> Labe
         raise InputError(f"{metadata.name}: its labels are of no data set that sdzoo knows; give --images")
     split = open_split(f"sd_{dataset}", "test", data_dir)
     return Labelled(list(split.images), split.labels, f"the whole test set of {DATASETS[dataset].title}")
-
-
-def _dataset(metadata: Metadata) -> str | None:
-    return next((name for name, info in DATASETS.items() if info.labels == metadata.labels), None)

@@ -40,8 +40,9 @@ class Comparison:
 
     @property
     def share(self) -> float:
-        """The same, as a share of PyTorch's largest logit."""
-        return self.difference / float(np.abs(self.torch).max())
+        """The same, as a share of PyTorch's largest logit where one is not 0."""
+        largest = float(np.abs(self.torch).max())
+        return self.difference / largest if largest else self.difference
 
     @property
     def agreement(self) -> float:

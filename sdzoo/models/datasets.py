@@ -4,12 +4,15 @@ The statistics are those of the training images, scaled to [0, 1]; SVHN's, as us
 train_32x32.mat alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
     """Facts of a data set that travel with the weights trained on it."""
+
+    # Differs from paper: mean and deviation are per channel, not a mean image and one deviation.
 
     title: str
     labels: tuple[str, ...]
@@ -20,6 +23,7 @@ class DatasetInfo:
     @property
     def mean_color(self) -> tuple[int, int, int]:
         """The 8-bit colour nearest to the mean: padding with it is zero after normalisation (paper, section 4)."""
+        # Differs from paper: zero but for the rounding, less than half a grey level.
         red, green, blue = (round(255 * channel) for channel in self.mean)
         return red, green, blue
 
@@ -69,3 +73,8 @@ DATASETS = {
         std=(0.1980, 0.2010, 0.1970),
     ),
 }
+
+
+def dataset_of(labels: Sequence[str]) -> str | None:
+    """Return the key of the data set that has these labels, None where the zoo knows none."""
+    return next((key for key, info in DATASETS.items() if info.labels == tuple(labels)), None)

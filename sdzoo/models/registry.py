@@ -1,7 +1,6 @@
 """The names of the zoo: every depth and every set of weights, registered with timm."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -49,7 +48,7 @@ def _cfgs(name: str) -> dict[str, dict[str, Any]]:
 default_cfgs = generate_default_cfgs({tag: cfg for depth in DEPTHS for tag, cfg in _cfgs(f"sd_resnet{depth}").items()})
 
 
-def _register(depth: int) -> Callable[..., SdResNet]:
+def _register(depth: int) -> None:
     name = f"sd_resnet{depth}"
 
     def create(pretrained: bool = False, **kwargs: Any) -> SdResNet:
@@ -68,8 +67,8 @@ def _register(depth: int) -> Callable[..., SdResNet]:
 
     create.__name__ = create.__qualname__ = name
     create.__doc__ = f"ResNet-{depth} with stochastic depth (paper, section 4)."
-    entrypoint: Callable[..., SdResNet] = register_model(create)
-    return entrypoint
+    register_model(create)
 
 
-ENTRYPOINTS = {depth: _register(depth) for depth in DEPTHS}
+for _depth in DEPTHS:
+    _register(_depth)

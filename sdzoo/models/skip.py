@@ -89,6 +89,7 @@ def skip_drop_path(
             through a DropPath.
         CannotConvertError: A block cannot be converted; the message names it and the reason.
     """
+    # Differs from paper: timm's rule is the default, so that its weights and recipes stay what they are.
     _check_options(model, mode, rule, schedule)
     draws = Draws(Gates((), sampling, gate_seed), mode)
     if not _drops_something(model):

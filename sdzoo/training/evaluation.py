@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from rich.progress import track
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from sdzoo.errors import InputError
-from sdzoo.models.datasets import DATASETS
+from sdzoo.models.datasets import dataset_of
+from sdzoo.pictures import open_picture
 from sdzoo.samples import class_indices, folder_name, read_samples
 from sdzoo.training.data import SplitDataset, open_split
 
@@ -71,11 +71,10 @@ def split(name: str, root: Path, model: nn.Module) -> SplitDataset:
     Raises:
         InputError: An unknown split, weights of another data set, or files that are missing.
     """
-    labels = labels_of(model)
-    sources = [source for source, info in DATASETS.items() if info.labels == labels]
-    if not sources:
+    source = dataset_of(labels_of(model))
+    if source is None:
         raise InputError("these weights name no data set that sdzoo knows; evaluate on a folder with --images")
-    dataset = open_split(f"sd_{sources[0]}", name, root)
+    dataset = open_split(f"sd_{source}", name, root)
     dataset.transform = preprocessing(model)
     return dataset
 
@@ -109,8 +108,7 @@ class ImageFiles(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Return one transformed image and its label."""
-        with Image.open(self.files[index]) as image:
-            return self.transform(image.convert("RGB")), self.targets[index]
+        return self.transform(open_picture(self.files[index]).convert("RGB")), self.targets[index]
 
 
 def note(checkpoint: Path, images: str, score: Score) -> None:
@@ -140,8 +138,15 @@ def labels_of(model: nn.Module) -> tuple[str, ...]:
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], Tensor]:
-    """Return timm's evaluation transform for a network: resize, crop, scale and normalise."""
-    transform: Callable[[Any], Tensor] = create_transform(**resolve_data_config({}, model=model))
+    """Return timm's evaluation transform for a network: resize, crop, scale and normalise.
+
+    Raises:
+        InputError: The network does not take images of three channels.
+    """
+    config = resolve_data_config({}, model=model)
+    if (channels := config["input_size"][0]) != 3:
+        raise InputError(f"this network takes images of {channels} channels; evaluated are those with 3")
+    transform: Callable[[Any], Tensor] = create_transform(**config)
     return transform
 
 

@@ -109,6 +109,17 @@ def test_the_card_has_the_metadata_the_hub_reads(run_folder: Path, tmp_path: Pat
     assert Results.read(folder / "results/results.json") == results
 
 
+def test_the_card_tells_a_part_of_the_test_split_from_the_whole(run_folder: Path, tmp_path: Path):
+    source = find_source(str(run_folder))
+    model = load(source)
+    results = Results("cifar10", 91.0, 1_000, digest(model.state_dict()), images="test_first_1000")
+    write_folder(tmp_path, REPOSITORY, source, model, results)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert not card.data.eval_results
+    assert "| CIFAR-10 test (test_first_1000) | 1,000 | 9.00 % | 7.38 to 10.93 |" in card.text
+    assert Results.read(tmp_path / "results/results.json") == results
+
+
 def test_the_card_of_another_checkpoint_does_not_tell_the_best_ones_validation(run_folder: Path, tmp_path: Path):
     source = find_source(str(run_folder / "checkpoint-0.pth.tar"))
     write_folder(tmp_path, REPOSITORY, source, load(source), None)

@@ -164,7 +164,8 @@ def model_card(facts: Facts) -> ModelCard:
 
 
 def _metadata(facts: Facts) -> ModelCardData:
-    evaluated = [_evaluation(facts.results)] if facts.results else None
+    whole = facts.results if facts.results and not facts.results.images else None
+    evaluated = [_evaluation(whole)] if whole else None
     return ModelCardData(
         license=LICENSE,
         library_name="timm",
@@ -194,7 +195,8 @@ def _results(facts: Facts) -> str:
     if facts.results:
         score, title = facts.results.score, DATASETS[facts.results.dataset].title
         low, high = score.error_interval()
-        lines.append(f"| {title} test | {score.n:,} | {score.error:.2f} % | {low:.2f} to {high:.2f} |")
+        part = f" ({facts.results.images})" if facts.results.images else ""
+        lines.append(f"| {title} test{part} | {score.n:,} | {score.error:.2f} % | {low:.2f} to {high:.2f} |")
     else:
         lines.append("| test | not measured | | |")
     if facts.validation:

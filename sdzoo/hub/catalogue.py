@@ -29,8 +29,8 @@ class Entry:
         macs: Multiplications with an addition of an evaluation of one image.
         blocks: Residual blocks L.
         expected_blocks: How many of them are open on average in a training step: the sum of p_l.
-        test_error: Top-1 error in percent on the test split.
-        test_images: How many of its images that was measured on.
+        test_error: Top-1 error in percent on the test split, or on the part of it that was at hand.
+        test_images: How many images that is of.
         recipe: Recipe of the package for these weights or, without weights, for this network.
     """
 
@@ -54,7 +54,9 @@ COLUMNS: dict[str, Callable[[Entry], str]] = {
     "MACs": lambda entry: _short(entry.macs),
     "blocks L": lambda entry: str(entry.blocks),
     "open in training": lambda entry: f"{entry.expected_blocks:.1f}",
-    "test error": lambda entry: f"{entry.test_error:.2f} % of {entry.test_images:,}" if entry.test_images else "-",
+    "test error (images)": lambda entry: (
+        f"{entry.test_error:.2f} % ({entry.test_images:,})" if entry.test_images else "-"
+    ),
     "recipe": lambda entry: entry.recipe or "-",
 }
 

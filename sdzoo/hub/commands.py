@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sdzoo.hub.results import Results
     from sdzoo.models.sd_resnet import SdResNet
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit; left out: the main branch.")]
 
@@ -76,9 +76,9 @@ def pull(
     if pulled.from_cache:
         console.print("the Hub could not be reached, this is what the cache has")
     console.print(f"{name} at commit {pulled.commit}: {', '.join(pulled.files)}")
-    console.print(f"in {pulled.folder}", markup=False)
+    console.print(f"in {pulled.folder}")
     if not onnx:
-        console.print(f'load with timm.create_model("local-dir:{pulled.folder}", pretrained=True)', markup=False)
+        console.print(f'load with timm.create_model("local-dir:{pulled.folder}", pretrained=True)')
 
 
 def info(
@@ -101,7 +101,8 @@ def info(
 
 def _results(source: "Source", network: "SdResNet", data_dir: Path | None) -> "Results | None":
     """Measure the test error where the data set is given, else read what lies beside the weights."""
-    from sdzoo.hub.results import Results, dataset_of, recipe_of
+    from sdzoo.hub.results import Results, recipe_of
+    from sdzoo.models.datasets import dataset_of
     from sdzoo.models.digest import digest
     from sdzoo.training import evaluation
 
@@ -119,5 +120,5 @@ def _keep(folder: Path, target: Path) -> None:
     if target.exists():
         raise InputError(f"{target}: exists already; name another folder with --output")
     shutil.copytree(folder, target)
-    console.print((target / "README.md").read_text(encoding="utf-8"), markup=False)
-    console.print(f"written, not published: {target.resolve()}", markup=False)
+    console.print((target / "README.md").read_text(encoding="utf-8"))
+    console.print(f"written, not published: {target.resolve()}")

@@ -14,9 +14,10 @@ from sdzoo.checkpoints import load_model, read_checkpoint
 from sdzoo.errors import InputError
 from sdzoo.hub.card import Facts, model_card
 from sdzoo.hub.catalogue import cost
-from sdzoo.hub.results import Results, dataset_of, public_arguments, recipe_arguments, recipe_of
+from sdzoo.hub.results import Results, public_arguments, recipe_arguments, recipe_of
 from sdzoo.hub.smaller import Order, Smaller, encode, write_smaller
 from sdzoo.hub.sums import write_sums
+from sdzoo.models.datasets import dataset_of
 from sdzoo.models.digest import NOTE, digest, with_digest
 from sdzoo.models.sd_resnet import SdResNet
 from sdzoo.models.survival import RULES, survival_probabilities
@@ -222,7 +223,10 @@ def _network_of(path: Path) -> str:
         return str(name)
     config = path.with_name(CONFIG)
     if path.name == WEIGHTS and config.is_file():
-        return str(json.loads(config.read_text(encoding="utf-8"))["architecture"])
+        try:
+            return str(json.loads(config.read_text(encoding="utf-8"))["architecture"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{config}: names no architecture ({error!r}); name it with --model") from error
     if path.stem.startswith("sd_resnet"):
         return path.stem
     raise InputError(f"{path}: does not tell its network; name it with --model")

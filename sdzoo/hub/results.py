@@ -1,7 +1,8 @@
 """What is known of weights before they are published: how they were trained, and how many test images they get right.
 
 Weights that ship with the package have a ``.json`` beside them, published ones a ``results/results.json``: ``tag`` (the
-data set), ``digest``, ``recipe``, ``test`` with ``top1`` in percent and ``n``, and what else was worth noting.
+data set), ``digest``, ``recipe``, ``test`` with ``top1`` in percent, ``n`` and, where it is a part of the test split
+only, its name ``images``, and what else was worth noting.
 """
 
 import json
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sdzoo.errors import InputError
-from sdzoo.models.datasets import DATASETS
 
 if TYPE_CHECKING:
     from sdzoo.training.evaluation import Score
@@ -28,10 +28,11 @@ class Results:
     Attributes:
         dataset: Key of ``DATASETS``.
         top1: Percent of the images whose label has the largest logit.
-        n: Images of the split.
+        n: How many images that is of.
         digest: Digest of the weights that were evaluated.
         recipe: Recipe of the package they were trained with, empty where it is none of them.
         validation: Best validation epoch and its top-1 in percent, where they were noted.
+        images: Which part of the test split it is, empty for the whole.
     """
 
     dataset: str
@@ -40,6 +41,7 @@ class Results:
     digest: str
     recipe: str = ""
     validation: tuple[int, float] | None = None
+    images: str = ""
 
     @property
     def score(self) -> "Score":
@@ -50,7 +52,7 @@ class Results:
 
     def encode(self) -> str:
         """Return JSON that ``read`` understands."""
-        test = {"top1": self.top1, "n": self.n}
+        test = {"top1": self.top1, "n": self.n} | ({"images": self.images} if self.images else {})
         fields = {"tag": self.dataset, "recipe": self.recipe, "test": test, "digest": self.digest}
         return json.dumps(fields, indent=2) + "\n"
 
@@ -65,14 +67,10 @@ class Results:
             fields = json.loads(path.read_text(encoding="utf-8"))
             test, best = fields["test"], fields.get("best_epoch")
             validation = None if best is None else (int(best), float(fields["validation_top1"]))
-            return cls(fields["tag"], test["top1"], test["n"], fields["digest"], fields.get("recipe", ""), validation)
+            recipe, images = fields.get("recipe", ""), test.get("images", "")
+            return cls(fields["tag"], test["top1"], test["n"], fields["digest"], recipe, validation, images)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: no readable results ({error!r})") from error
-
-
-def dataset_of(labels: tuple[str, ...]) -> str | None:
-    """Return the key of the data set that has these labels, None where the zoo knows none."""
-    return next((key for key, info in DATASETS.items() if info.labels == tuple(labels)), None)
 
 
 def recipe_of(arguments: dict[str, Any]) -> str:

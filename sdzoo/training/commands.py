@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from sdzoo.errors import InputError
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def train(
@@ -20,7 +20,9 @@ def train(
     list_: Annotated[bool, typer.Option("--list", help="Show the shipped recipes.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command, run nothing.")] = False,
     nproc_per_node: Annotated[int, typer.Option(min=0, help="Processes; default: one a GPU, at least one.")] = 0,
-    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on from the last checkpoint.")] = False,
+    auto_resume: Annotated[
+        bool, typer.Option("--auto-resume", help="Go on where a process died; with --experiment a new start too.")
+    ] = False,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines; run the same command on each.")] = 1,
     rdzv_endpoint: Annotated[str, typer.Option(help="host:port of one machine, where several meet.")] = "",
 ) -> None:
@@ -44,7 +46,7 @@ def train(
     launch.check_model(found, context.args)
     words = launch.command(found, context.args, script, machines)
     if dry_run:
-        return console.print(shlex.join(words), markup=False)
+        return console.print(shlex.join(words))
     launch.check_data(found, context.args)
     folder = (supervise if auto_resume else launch.run)(words)
     if nnodes > 1:  # the machine that writes may not have finished
@@ -142,7 +144,7 @@ def _print_table(rows: Sequence[Mapping[str, object]], output: Path) -> None:
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in rows[0]))
     Console(width=max(console.width, 160)).print(table)
-    console.print(f"written: {output.resolve()}", markup=False)
+    console.print(f"written: {output.resolve()}")
 
 
 def data(

@@ -1,8 +1,9 @@
 """Turn a finished training run into weights that ship: ``python -m sdzoo.weights.make RUN DATA_DIR --recipe NAME``.
 
-It takes the best validation epoch, evaluates the test split once, and writes ``MODEL.TAG.safetensors`` with its
-results beside it. Of CIFAR-10, whose test split nobody may pass on, it also takes image files: a lossless part of the
-split (``--lossless``) and all of it, compressed (``--compressed``).
+It takes the epoch that the script validated best, evaluates it in float32 on the validation images and once on the
+test split, and writes ``MODEL.TAG.safetensors`` with its results beside it. Of CIFAR-10, whose test split nobody may
+pass on, it takes image files in place of the split: a lossless part of it (``--lossless``) and all of it, compressed
+(``--compressed``).
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from torch.utils.data import Subset
 
 from sdzoo import __version__
 from sdzoo.checkpoints import load_model, read_checkpoint
+from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.hardware import hardware
 from sdzoo.models.digest import digest, with_digest
@@ -26,7 +28,7 @@ from sdzoo.models.sd_resnet import SdResNet
 from sdzoo.training.data import PROTOCOLS
 from sdzoo.training.evaluation import Score, evaluate, folder, split
 from sdzoo.training.launch import find_recipe
-from sdzoo.training.runs import Run
+from sdzoo.training.runs import LOG, Run
 from sdzoo.weights import FOLDER
 
 
@@ -36,6 +38,7 @@ def make(
     *,
     recipe: Annotated[str, typer.Option(help="Name of the recipe that was trained.")],
     commit: Annotated[str, typer.Option(help="Commit of the code that trained it; default: the current one.")] = "HEAD",
+    machine: Annotated[str, typer.Option(help="Where it was trained; default: on this machine.")] = "",
     lossless: Annotated[Path | None, typer.Option(help="Image folder with a part of the test split.")] = None,
     compressed: Annotated[Path | None, typer.Option(help="Image folder with all of it, as JPEG.")] = None,
     output: Annotated[Path, typer.Option(help="Folder to write to.")] = FOLDER,
@@ -50,7 +53,8 @@ def make(
         tested = _tested_in_part(network, lossless, compressed)
     else:
         tested = {"test": _result(evaluate(network, split("test", data_dir, network)))}
-    facts = _trained(Run(run), recipe, commit) | _survival(network) | tested
+    validated = {"validation_top1": round(evaluate(network, split("validation", data_dir, network)).top1, 2)}
+    facts = _trained(Run(run), recipe, commit, machine or hardware()) | _survival(network) | validated | tested
     results = facts | {"sha256": hashlib.sha256(weights).hexdigest(), "digest": digest(network.state_dict())}
     for suffix, content in ((".safetensors", weights), (".json", f"{json.dumps(results, indent=2)}\n".encode())):
         with replacing(output / f"{results['model']}.{results['tag']}{suffix}") as file:
@@ -58,7 +62,7 @@ def make(
     typer.echo(json.dumps(results, indent=2))
 
 
-def _trained(run: Run, recipe: str, commit: str) -> dict[str, Any]:
+def _trained(run: Run, recipe: str, commit: str, machine: str) -> dict[str, Any]:
     """Say how the weights came to be."""
     arguments: dict[str, Any] = run.arguments()
     best, _ = run.best()
@@ -70,13 +74,20 @@ def _trained(run: Run, recipe: str, commit: str) -> dict[str, Any]:
         "seed": arguments["seed"],
         "epochs": arguments["epochs"],
         "best_epoch": best.number,
-        "validation_top1": round(best.top1, 2),
-        "training_hours": round(sum(run.seconds().values()) / 3600, 2),
+        "training_hours": round(_seconds(run) / 3600, 2),
         "precision": arguments["amp_dtype"] if arguments["amp"] else "float32",
-        "hardware": hardware(),
+        "hardware": machine,
         "versions": {"sdzoo": __version__, "torch": torch.__version__, "timm": timm.__version__},
         "commit": _commit(commit),
     }
+
+
+def _seconds(run: Run) -> float:
+    """Return the seconds of training, without validation, of all epochs."""
+    seconds, epochs = run.seconds(), run.epochs()
+    if missing := [epoch.number for epoch in epochs if epoch.number not in seconds]:
+        raise InputError(f"{run.folder / LOG}: tells no time of epoch {missing[0]}")
+    return sum(seconds.values())
 
 
 def _survival(network: SdResNet) -> dict[str, Any]:
@@ -94,12 +105,15 @@ def _tested_in_part(network: SdResNet, lossless: Path, compressed: Path) -> dict
     The estimate is the error on all compressed images, corrected by what compression costs on the lossless part.
     """
     part, whole = folder(lossless, network), folder(compressed, network)
-    names = {file.stem for file in part.files}
-    same = Subset(whole, [index for index, file in enumerate(whole.files) if file.stem in names])
+    indices = {(file.parent.name, file.stem): index for index, file in enumerate(whole.files)}
+    names = [(file.parent.name, file.stem) for file in part.files]
+    if missing := ["/".join(name) for name in names if name not in indices]:
+        raise InputError(f"{compressed}: has no {missing[0]}, which is in {lossless}")
+    same = Subset(whole, [indices[name] for name in names])
     on_part, on_whole, on_same = (evaluate(network, images) for images in (part, whole, same))
     return {
-        "test": _result(on_part),
-        "test_compressed": _result(on_whole),
+        "test": {"images": lossless.name, **_result(on_part)},
+        "test_compressed": {"images": compressed.name, **_result(on_whole)},
         "test_estimate": {"error": round(on_whole.error - on_same.error + on_part.error, 2)},
     }
 

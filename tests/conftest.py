@@ -34,7 +34,18 @@ def timm_script() -> Path:
 
 @pytest.fixture(scope="session")
 def cifar10_root() -> Path:
-    return provided("SDZOO_CIFAR10", "a folder with CIFAR-10's official files")
+    return provided(
+        "SDZOO_CIFAR10", "a folder with CIFAR-10's official files, and its test images as the results name them"
+    )
+
+
+@pytest.fixture(scope="session")
+def cifar10_test_images(cifar10_root: Path) -> dict[str, Path]:
+    """The folders that shipped results were measured on: a lossless part of the test split, and all of it as JPEG."""
+    folders = {"test": cifar10_root / "test_first_1000", "test_compressed": cifar10_root / "test_jpeg"}
+    if missing := [str(folder) for folder in folders.values() if not folder.is_dir()]:
+        pytest.skip(f"the test images that the results were measured on are not there: {', '.join(missing)}")
+    return folders
 
 
 @pytest.fixture(scope="session")

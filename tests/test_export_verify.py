@@ -20,6 +20,7 @@ from sdzoo import SdResNet
 from sdzoo.checkpoints import load_model
 from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
+from sdzoo.export.commands import OTHER_LABELS
 from sdzoo.export.graph import build
 from sdzoo.export.verify import TOLERANCE, Comparison, check_weights, compare
 from sdzoo.metadata import Metadata
@@ -28,6 +29,7 @@ from sdzoo.samples import FASHION_MNIST, folder_name, read_samples
 
 FEW = read_samples()[::10]
 BAG = FASHION_MNIST / "bag" / "00018.png"
+EXPORT = ("export", "--model", "sd_resnet20")
 
 Run = Callable[..., str]
 
@@ -100,6 +102,8 @@ def test_the_figures_of_a_comparison() -> None:
     assert comparison.accuracy(onnx) == 0.75
     assert comparison.accuracy(torch_) == 0.5
     assert Comparison(onnx, torch_, None).accuracy(onnx) is None
+    assert Comparison(onnx, np.zeros_like(onnx), None).share == 4
+    assert Comparison(np.zeros_like(onnx), np.zeros_like(onnx), None).share == 0
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -140,13 +144,25 @@ def test_metadata_that_are_not_the_network_s(field: str, value: object) -> None:
 
 
 def test_export_verifies_and_says_where_the_file_is(run: Run, weights: Path, tmp_path: Path) -> None:
-    printed = run("export", "--checkpoint", weights)
+    printed = run(*EXPORT, "--checkpoint", weights)
     assert "p_L = 0.8" in printed
     assert "200 images" in printed
+    assert OTHER_LABELS in printed and "accuracy of" not in printed
     assert f"written: {tmp_path / 'sd_resnet20.onnx'}" in printed
     assert list(tmp_path.iterdir()) == [tmp_path / "sd_resnet20.onnx"]
     comparison = compare(Classifier("sd_resnet20.onnx", "cpu"), network(p_L=0.8), FEW)
     comparison.check()
+
+
+def test_export_verifies_on_images_of_the_user(run: Run, tmp_path: Path) -> None:
+    named = ("--model", "sd_resnet20.fashion_mnist")
+    (tmp_path / "photos" / "bag").mkdir(parents=True)
+    shutil.copy(BAG, tmp_path / "photos" / "bag" / "one.png")
+    printed = run("export", *named, "--images", "photos")
+    assert "1 images" in printed
+    assert printed.count("100.0%") == 3  # same class, and both right
+    assert "no images" in run("export", *named, "--images", tmp_path / "photos" / "bag", fails=True)
+    sdzoo("export", *named, "--images", "photos", "--no-verify", expect=2)
 
 
 def test_export_hands_every_option_on(run: Run, tmp_path: Path) -> None:
@@ -182,7 +198,7 @@ def test_export_refuses_and_leaves_the_old_file(
 ) -> None:
     (tmp_path / "old.onnx").write_bytes(b"old")
     given = [str(weights) if argument == "WEIGHTS" else argument for argument in arguments]
-    assert message in run("export", *given, "--output", "old.onnx", fails=True)
+    assert message in run(*EXPORT, *given, "--output", "old.onnx", fails=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "old.onnx"]
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
 
@@ -191,20 +207,20 @@ def test_export_onto_its_own_checkpoint(run: Run, weights: Path, tmp_path: Path)
     copy = shutil.copy(weights, tmp_path / "copy.safetensors")
     (tmp_path / "link").symlink_to(copy)
     for output in (copy, "link"):
-        assert "is the file to read" in run("export", "--checkpoint", copy, "--output", output, fails=True)
+        assert "is the file to read" in run(*EXPORT, "--checkpoint", copy, "--output", output, fails=True)
     assert copy.read_bytes() == weights.read_bytes()
 
 
 def test_export_into_a_folder_that_is_missing_or_locked(run: Run, weights: Path, tmp_path: Path) -> None:
-    assert "no folder" in run("export", "--checkpoint", weights, "--output", "missing/net.onnx", fails=True)
+    assert "no folder" in run(*EXPORT, "--checkpoint", weights, "--output", "missing/net.onnx", fails=True)
     locked = unwritable(tmp_path) / "net.onnx"
-    assert "cannot write" in run("export", "--checkpoint", weights, "--output", locked, fails=True)
+    assert "cannot write" in run(*EXPORT, "--checkpoint", weights, "--output", locked, fails=True)
 
 
 def test_export_onto_a_full_disk(run: Run, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "old.onnx").write_bytes(b"old")
     with file_size_limit(500_000):
-        assert "File too large" in run("export", "--checkpoint", weights, "--output", "old.onnx", fails=True)
+        assert "File too large" in run(*EXPORT, "--checkpoint", weights, "--output", "old.onnx", fails=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "old.onnx"]
 
 
@@ -213,15 +229,15 @@ def test_export_of_a_file_that_fails_verification(
 ) -> None:
     monkeypatch.setattr("sdzoo.export.verify.TOLERANCE", 1e-12)
     (tmp_path / "old.onnx").write_bytes(b"old")
-    assert "allowed are 1e-12" in run("export", "--checkpoint", weights, "--output", "old.onnx", fails=True)
+    assert "allowed are 1e-12" in run(*EXPORT, "--checkpoint", weights, "--output", "old.onnx", fails=True)
     assert (tmp_path / "old.onnx").read_bytes() == b"old"
 
 
 def test_export_without_onnxruntime(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "sdzoo[cpu]" in run("export", "--checkpoint", weights, fails=True)
+    assert "sdzoo[cpu]" in run(*EXPORT, "--checkpoint", weights, fails=True)
     assert not list(tmp_path.iterdir())
-    run("export", "--checkpoint", weights, "--no-verify")
+    run(*EXPORT, "--checkpoint", weights, "--no-verify")
     assert list(tmp_path.iterdir()) == [tmp_path / "sd_resnet20.onnx"]
 
 
@@ -230,7 +246,7 @@ def test_export_without_onnxruntime(run: Run, weights: Path, tmp_path: Path, mon
 
 def test_verify_prints_what_it_found(run: Run, exported: Path, weights: Path) -> None:
     printed = run("verify", exported, "--checkpoint", weights)
-    for row in ("200 images", "largest difference of two logits", "same top-1 class", "accuracy of PyTorch"):
+    for row in ("200 images", "largest difference of two logits", "same top-1 class", "accuracy unknown"):
         assert row in printed
     assert "100.0%" in printed
 
@@ -242,7 +258,7 @@ def test_verify_on_images_of_the_user(run: Run, exported: Path, weights: Path, t
         folder.mkdir(parents=True)
         Image.open(BAG).resize((50, 70)).save(folder / "one.jpg")
     printed = run("verify", exported, "--checkpoint", weights, "--images", "photos")
-    assert "3 images" in printed
+    assert "3 images" in printed and "accuracy of onnxruntime" in printed and "accuracy of PyTorch" in printed
     # Three equal images under three labels: at most one of them can be right.
     assert "33.3%" in printed or "0.0%" in printed
 

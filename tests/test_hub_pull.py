@@ -316,7 +316,7 @@ def test_names_that_are_no_repository_or_revision_reach_nothing(hub: LocalHub, n
 
 
 def test_a_name_that_is_nearly_a_tag_is_told_its_near_ones(hub: LocalHub):
-    for name, near in (("sd_resnet20.cifar10", "sd_resnet20"), ("sd_resnet111", "sd_resnet110")):
+    for name, near in (("sd_resnet20.cifar100", "sd_resnet20"), ("sd_resnet111", "sd_resnet110")):
         with pytest.raises(InputError, match=f"unknown model '{name}'; near names: .*{near}"):
             pull(name)
     assert hub.log == []
@@ -352,7 +352,8 @@ def test_a_tag_is_looked_for_in_the_namespace(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sdzoo.hub.pull.NAMESPACE", "somebody")
     for name in timm.list_models("sd_resnet*", include_tags=True):
         assert repository_of(name) == f"somebody/{name}"
-        assert repository_of(name.partition(".")[0]) == f"somebody/{name}"
+    assert repository_of("sd_resnet20") == "somebody/sd_resnet20.cifar10"  # its default tag
+    assert repository_of("sd_resnet152") == "somebody/sd_resnet152"
 
 
 def test_every_shipped_tag_is_published_and_loaded_back_through_plain_timm(hub: LocalHub, tmp_path: Path):

@@ -45,7 +45,7 @@ def test_installed_wheel_exports_and_verifies(wheel: Path, tmp_path: Path) -> No
     ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.startswith(str(site))
-    assert (tmp_path / "sd_resnet20.onnx").stat().st_size > 1e6
+    assert (tmp_path / "sd_resnet110.onnx").stat().st_size > 6e6
 
 
 def test_version_is_the_changelogs_newest() -> None:

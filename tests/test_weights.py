@@ -11,13 +11,15 @@ from commandline import sdzoo
 
 from sdzoo import survival_probabilities
 from sdzoo.checkpoints import load_model
+from sdzoo.export import write_onnx
 from sdzoo.models.digest import digest
-from sdzoo.training.evaluation import evaluate, labels_of, onnx_network, split
+from sdzoo.training.evaluation import evaluate, folder, labels_of, onnx_network, split
 from sdzoo.training.launch import find_recipe
 from sdzoo.weights import FOLDER
 
 SHIPPED = sorted(FOLDER.glob("*.safetensors"))
 NAMES = [file.stem for file in SHIPPED]
+CIFAR10 = ["sd_resnet20.cifar10", "sd_resnet110.cifar10"]
 
 
 def results_of(name: str) -> dict:
@@ -25,7 +27,7 @@ def results_of(name: str) -> dict:
 
 
 def test_weights_ship_and_timm_lists_them() -> None:
-    assert "sd_resnet20.fashion_mnist" in NAMES
+    assert {*CIFAR10, "sd_resnet20.fashion_mnist"} <= set(NAMES)
     assert set(NAMES) == set(timm.list_pretrained("sd_*"))
 
 
@@ -39,7 +41,7 @@ def test_results_belong_to_the_weights(name: str) -> None:
     assert model.survival == survival_probabilities(len(model.survival), results["survival"]["p_L"])
     assert find_recipe(results["recipe"]).values()["model"] == results["model"]
     assert len(results["commit"]) == 40
-    assert {"seed", "epochs", "training_hours", "hardware", "validation_top1"} <= set(results)
+    assert {"seed", "epochs", "training_hours", "hardware", "precision", "validation_top1"} <= set(results)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -55,6 +57,38 @@ def test_pretrained_loads_and_adapts_as_in_timm(name: str) -> None:
 def test_fashion_mnist_weights_reach_the_accuracy_they_promise() -> None:
     assert results_of("sd_resnet20.fashion_mnist")["test"]["top1"] >= 92
     assert results_of("sd_resnet20.fashion_mnist")["test"]["n"] == 10_000
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_cifar10_weights_are_the_default_and_learnt_their_classes(name: str) -> None:
+    model, _, tag = name.partition(".")
+    assert timm.models.get_pretrained_cfg(model).tag == tag
+    results = results_of(name)
+    assert results["validation_top1"] >= 88
+    assert (results["test"]["n"], results["test_compressed"]["n"]) == (1_000, 10_000)
+    assert "error" in results["test_estimate"]
+
+
+@pytest.mark.parametrize("name", CIFAR10)
+def test_cifar10_errors_are_what_pytorch_and_onnxruntime_measure_again(
+    name: str, cifar10_test_images: dict[str, Path], tmp_path: Path
+) -> None:
+    model = load_model(name)
+    write_onnx(model, tmp_path / "model.onnx")
+    images = folder(cifar10_test_images["test"], model)
+    ours, theirs = (
+        evaluate(network, images) for network in (model, onnx_network(tmp_path / "model.onnx", labels_of(model)))
+    )
+    assert ours == theirs
+    assert (ours.top1, ours.n) == (pytest.approx(results_of(name)["test"]["top1"], abs=0.15), 1_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CIFAR10)
+def test_cifar10_errors_on_compressed_images_too(name: str, cifar10_test_images: dict[str, Path]) -> None:
+    model, expected = load_model(name), results_of(name)
+    score = evaluate(model, folder(cifar10_test_images["test_compressed"], model))
+    assert (score.top1, score.n) == (pytest.approx(expected["test_compressed"]["top1"], abs=0.1), 10_000)
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     Answer = tuple[str, Prediction, tuple[int, int] | None]  # file, prediction, width and height before resizing
 
-DEFAULT_MODEL = "sd_resnet20"
+DEFAULT_MODEL = "sd_resnet110"
+
+OTHER_LABELS = "accuracy unknown: the folders of these images are not named after the network's labels"
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -45,10 +47,13 @@ def export(
     opset: Annotated[int, typer.Option(help="Version of ONNX's operators, 17 to 28.")] = 17,
     output: Annotated[Path | None, typer.Option(help="The file to write.  [default: MODEL.onnx]")] = None,
     verify: Annotated[bool, typer.Option(help="Compare with PyTorch on real images before it counts.")] = True,
+    images: Images = None,
 ) -> None:
     """Fold a network into an ONNX file and verify it on real images."""
     from sdzoo.files import replacing
 
+    if images and not verify:
+        raise typer.BadParameter("--images are to verify on; leave --no-verify out")
     target = output or Path(f"{model}.onnx")
     _check_output(target, checkpoint)
     graph = {"size": size, "input": input, "softmax": softmax, "top": top, "batch": batch, "opset": opset}
@@ -58,7 +63,7 @@ def export(
         console.print(f"{checkpoint or model}: {_facts(network)}")
         console.print(folded)
         if verify:
-            _verify(temporary, network)
+            _verify(temporary, network, images)
     console.print(f"written: {target.resolve()} ({target.stat().st_size / 1e6:.2f} MB)")
 
 
@@ -196,6 +201,8 @@ def _verify(file: Path, network: "SdResNet", images: Path | None = None, device:
     with console.status(f"comparing onnxruntime with PyTorch on {len(samples)} images"):
         comparison = compare(Classifier(file, device, exact=True), network, samples)
     console.print(_comparison_table(comparison))
+    if comparison.targets is None:
+        console.print(OTHER_LABELS)
     comparison.check()
 
 
@@ -213,8 +220,8 @@ def _comparison_table(comparison: "Comparison") -> Table:
     table.add_row("as a share of the largest logit", f"{comparison.share:.1e} (allowed: {TOLERANCE:.0e})")
     table.add_row("same top-1 class", f"{comparison.agreement:.1%}")
     for side, logits in [("onnxruntime", comparison.onnx), ("PyTorch", comparison.torch)]:
-        accuracy = comparison.accuracy(logits)
-        table.add_row(f"accuracy of {side}", "unknown (other labels)" if accuracy is None else f"{accuracy:.1%}")
+        if (accuracy := comparison.accuracy(logits)) is not None:
+            table.add_row(f"accuracy of {side}", f"{accuracy:.1%}")
     return table
 
 

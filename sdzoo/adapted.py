@@ -70,9 +70,10 @@ def _rate(source: str, trained: float | None, asked: float | None) -> float:
     if trained is not None and asked is not None and not math.isclose(trained, asked):
         raise InputError(f"{source}: trained with drop_path {trained:g}, --drop-path asks for {asked:g}")
     rate = trained if asked is None else asked
-    if rate is None or not 0 < rate < 1:
-        given = "is not known; say it" if rate is None else f"is {rate:g}, must be in (0, 1); say it"
-        raise InputError(f"{source}: its DropPath rate {given} with --drop-path")
+    if rate is None:
+        raise InputError(f"{source}: its DropPath rate is not known; say it with --drop-path")
+    if not 0 < rate < 1:
+        raise InputError(f"{source}: its DropPath rate is {rate:g}, must be in (0, 1)")
     return rate
 
 

@@ -353,6 +353,7 @@ def test_a_tag_is_looked_for_in_the_namespace(monkeypatch: pytest.MonkeyPatch):
     for name in timm.list_models("sd_resnet*", include_tags=True):
         assert repository_of(name) == f"somebody/{name}"
     assert repository_of("sd_resnet20") == "somebody/sd_resnet20.cifar10"  # its default tag
+    assert repository_of("sd_resnet110") == "somebody/sd_resnet110.cifar10"
     assert repository_of("sd_resnet152") == "somebody/sd_resnet152"
 
 

@@ -39,7 +39,10 @@ def test_interval_is_where_the_score_test_turns(correct: int, n: int) -> None:
 
 def test_counts_what_the_network_gets_right() -> None:
     images = [(torch.full((1, 1, 1), float(i % 4)), i % 3) for i in range(60)]
-    network = lambda batch: torch.nn.functional.one_hot(batch.flatten().long(), 4)  # noqa: E731
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(batch.flatten().long(), 4)
+
     score = evaluate(network, images, batch_size=7)
     assert (score.correct, score.n) == (sum(i % 4 == i % 3 for i in range(60)), 60)
 

@@ -124,7 +124,7 @@ def test_truncated_archive_and_gzip(source: Path, tmp_path: Path) -> None:
 
 
 def spoilt(content: bytes) -> bytes:
-    """Return a compressed stream with its first byte after the header wrong."""
+    """Return a compressed stream with four wrong bytes behind its header."""
     return content[:14] + b"\xff\xff\xff\xff" + content[18:]
 
 

@@ -64,9 +64,11 @@ def test_cifar10_weights_are_the_default_and_learnt_their_classes(name: str) -> 
     model, _, tag = name.partition(".")
     assert timm.models.get_pretrained_cfg(model).tag == tag
     results = results_of(name)
-    assert results["validation_top1"] >= 88
+    assert results["validation_top1"] >= 90
     assert (results["test"]["n"], results["test_compressed"]["n"]) == (1_000, 10_000)
-    assert "error" in results["test_estimate"]
+    # Compression costs, and 95 % intervals of errors of 9 % on 1,000 images reach some two points to each side.
+    assert results["test_estimate"]["error"] < results["test_compressed"]["error"]
+    assert abs(results["test_estimate"]["error"] - results["test"]["error"]) < 2
 
 
 @pytest.mark.parametrize("name", CIFAR10)

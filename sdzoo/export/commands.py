@@ -50,10 +50,11 @@ def export(
     images: Images = None,
 ) -> None:
     """Fold a network into an ONNX file and verify it on real images."""
+    from sdzoo.errors import InputError
     from sdzoo.files import replacing
 
     if images and not verify:
-        raise typer.BadParameter("--images are to verify on; leave --no-verify out")
+        raise InputError(f"--images {images} is to verify on; leave --no-verify out")
     target = output or Path(f"{model}.onnx")
     _check_output(target, checkpoint)
     graph = {"size": size, "input": input, "softmax": softmax, "top": top, "batch": batch, "opset": opset}

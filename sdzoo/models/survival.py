@@ -39,10 +39,9 @@ def survival_probabilities(L: int, p_L: float, survival: Survival = "linear") ->
 def describe(survival: Sequence[float]) -> str:
     """Return a schedule in words: ``p_L = 0.5`` for linear decay, ``p_L = 0.5, uniform``, or that it is a list."""
     p_L = survival[-1]
-    suffixes = {"linear": "", "uniform": ", uniform"}
-    for rule, suffix in suffixes.items():
+    for rule in RULES:
         if all(map(math.isclose, survival_probabilities(len(survival), p_L, rule), survival)):
-            return f"p_L = {p_L:g}{suffix}"
+            return f"p_L = {p_L:g}" if rule == "linear" else f"p_L = {p_L:g}, {rule}"
     return f"p_L = {p_L:g}, every p_l given"
 
 

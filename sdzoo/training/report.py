@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 CONSTANT = "constant depth"
+# In model_kwargs are schedule and sampling, which make the arm, and the seed of the gates.
 SEED_AND_PLACE = {"seed", "model_kwargs", "experiment", "output", "resume", "data_dir", "workers", "log_interval"}
 
 
@@ -93,17 +94,9 @@ def read_result(folder: Path) -> Result:
 
 
 def arms(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
-    """Return the results by task and arm, constant depth last.
-
-    Raises:
-        InputError: Two runs of one arm differ in more than their seed.
-    """
+    """Return the results by task and arm, constant depth last."""
     keys = sorted({(result.task, result.arm) for result in results}, key=lambda key: (key[0], key[1] == CONSTANT, key))
-    grouped = {key: [result for result in results if (result.task, result.arm) == key] for key in keys}
-    for arm in grouped.values():
-        for other in arm[1:]:
-            _check_alike(arm[0].run, other.run)
-    return grouped
+    return {key: [result for result in results if (result.task, result.arm) == key] for key in keys}
 
 
 def _check_alike(first: Run, other: Run) -> None:
@@ -115,8 +108,15 @@ def _check_alike(first: Run, other: Run) -> None:
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
-    """Return the comparison, one row an arm; a ratio of times is to the constant-depth arm of the same task."""
+    """Return the comparison, one row an arm; a ratio of times is to the constant-depth arm of the same task.
+
+    Raises:
+        InputError: Two runs of one arm differ in more than their seed.
+    """
     grouped = arms(results)
+    for first, *others in grouped.values():
+        for other in others:
+            _check_alike(first.run, other.run)
     return [_row(arm, grouped.get((task, CONSTANT))) for (task, _), arm in grouped.items()]
 
 
@@ -173,7 +173,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
             ``time.*``, ``steps.csv`` and ``steps.*``.
 
     Raises:
-        InputError: A folder is no training folder, or matplotlib is not installed.
+        InputError: A folder is no training folder, two runs of one arm differ in more than their seed, or matplotlib
+            is not installed.
     """
     results = [read_result(folder) for folder in folders]
     table = rows(results)

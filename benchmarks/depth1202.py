@@ -31,6 +31,7 @@ from rows import add_rows
 from torch.nn.functional import cross_entropy
 
 import sdzoo
+from sdzoo.cli import run_script
 from sdzoo.hardware import hardware
 
 FEW = 2
@@ -119,4 +120,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -29,6 +29,7 @@ from rows import add_rows
 
 import sdzoo
 from sdzoo import SdResNet
+from sdzoo.cli import run_script
 from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.hardware import hardware
@@ -142,4 +143,4 @@ def cells(measured: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -21,6 +21,7 @@ from typing import Annotated
 import typer
 from step_plot import draw
 
+from sdzoo.cli import run_script
 from sdzoo.hardware import hardware
 
 SCRIPT = Path(__file__).with_name("train_step.py")
@@ -98,4 +99,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

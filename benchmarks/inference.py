@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rows import add_rows
 
+from sdzoo.cli import run_script
 from sdzoo.devices import DEVICES
 from sdzoo.errors import InputError
 from sdzoo.hardware import hardware
@@ -146,4 +147,4 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

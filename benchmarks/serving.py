@@ -40,6 +40,7 @@ from rich.table import Table
 from rows import add_rows
 
 import sdzoo
+from sdzoo.cli import run_script
 from sdzoo.errors import InputError
 from sdzoo.export import write_onnx
 from sdzoo.hardware import processor
@@ -262,4 +263,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from sdzoo import skip_drop_path
+from sdzoo.cli import run_script
 from sdzoo.hardware import hardware
 from sdzoo.models.skip import SkippingNetwork
 from sdzoo.models.skip_block import Skip
@@ -230,4 +231,4 @@ def report(setup: Setup, rows: list[Row], rounds: int, output: Path | None) -> N
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from sdzoo.cli import run_script
 from sdzoo.training.figures import write_csv
 from sdzoo.training.report import spread
 from sdzoo.training.runs import Run
@@ -73,4 +74,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

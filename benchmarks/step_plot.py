@@ -7,10 +7,10 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
 from matplotlib.axes import Axes
 from peers import ARMS, OURS
 
+from sdzoo.cli import run_script
 from sdzoo.training.figures import new_figure, write_figure
 
 Row = dict[str, str]
@@ -65,4 +65,4 @@ def _draw_panel(axes: Axes, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(draw)
+    run_script(draw)

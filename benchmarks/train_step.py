@@ -31,6 +31,7 @@ from rows import Row, add_rows
 from torch import distributed
 
 from sdzoo import SdResNet
+from sdzoo.cli import run_script
 from sdzoo.hardware import hardware
 
 WARMUP = 2
@@ -183,4 +184,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_script(main)

@@ -1,7 +1,8 @@
 """The ``sdzoo`` command: every part of the package brings its commands, this file puts them under one name."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 
 import typer
@@ -59,8 +60,22 @@ def app() -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; input that cannot be used ends in one line on stderr and exit status 1."""
-    try:
+    with _one_line_errors():
         app()(arguments, prog_name="sdzoo")
+
+
+def run_script(command: Callable[..., None]) -> None:
+    """Run a script's function with the command line's arguments; errors are like those of ``main``."""
+    script = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    script.command()(command)
+    with _one_line_errors():
+        script()
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
     except (InputError, OSError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_one_line(error)}")
         sys.exit(1)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commandline import sdzoo
@@ -33,3 +34,13 @@ def test_import_brings_no_part_that_training_does_not_need() -> None:
     program = "import sys, sdzoo; print([m for m in ('onnx', 'onnxruntime', 'ray', 'matplotlib') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("script", ["export", "inference"])
+def test_scripts_end_in_one_line_too(script: str) -> None:
+    option = {"export": "--writer", "inference": "--device"}[script]
+    file = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
+    ran = subprocess.run([sys.executable, file, option, "abacus"], capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.startswith(f"error: {option[2:]} is 'abacus', must be one of ")
+    assert len(ran.stderr.splitlines()) == 1

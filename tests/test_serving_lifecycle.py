@@ -169,10 +169,12 @@ def test_the_same_application_by_serve_run(model_file: Path, tmp_path: Path) -> 
             time.sleep(0.5)
         answer = server.post(INFER, *binary_request(IMAGES))
         np.testing.assert_allclose(outputs_of(answer)["logits"], logits(model_file), atol=1e-4)
+        while not list((tmp_path / "logs").rglob("requests_*.jsonl")):  # written once a second
+            assert time.monotonic() < deadline, server.said()
+            time.sleep(0.2)
     finally:
         process.terminate()
         process.wait(STOP)
-    assert list((tmp_path / "logs").rglob("requests_*.jsonl"))
 
 
 def answers(server: Server) -> bool:

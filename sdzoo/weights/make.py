@@ -20,6 +20,7 @@ from torch.utils.data import Subset
 
 from sdzoo import __version__
 from sdzoo.checkpoints import load_model, read_checkpoint
+from sdzoo.cli import run_script
 from sdzoo.errors import InputError
 from sdzoo.files import replacing
 from sdzoo.hardware import hardware
@@ -130,4 +131,4 @@ def _commit(name: str) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(make)
+    run_script(make)

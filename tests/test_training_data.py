@@ -16,6 +16,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import DATASETS
 from sdzoo.training.data import PADDING, PROTOCOLS, SPLITS, SplitDataset, open_split
+from sdzoo.training.install import download
 
 
 def test_every_protocol_is_registered_with_timm() -> None:
@@ -99,9 +100,19 @@ def test_cifar_versions_read_the_same(tmp_path: Path, version: str, monkeypatch:
         write_cifar(tmp_path, per_batch=1_100)
     else:
         write_python_cifar(tmp_path, 1_100, monkeypatch)
-    train = open_split("sd_cifar10_few", "train", tmp_path)
+    train, test = (open_split("sd_cifar10_few", split, tmp_path) for split in ("train", "test"))
     assert np.array_equal(train.images, cifar_images(5_500)[:4_000])
     assert train.labels.tolist() == [i % 10 for i in range(4_000)]
+    assert np.array_equal(test.images, cifar_images(300))
+    assert test.labels.tolist() == [i % 10 for i in range(300)]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_what_is_there_is_not_downloaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own check fails without the file of label names, which `sdzoo data --from` does not bring."""
+    {"cifar10": write_python_cifar, "cifar100": write_cifar100}[name](tmp_path, 100, monkeypatch)
+    assert download(name, tmp_path).folder == tmp_path
+    assert not list(tmp_path.rglob("*.tar.gz"))
 
 
 def test_a_pickle_that_is_not_the_official_one_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +223,11 @@ def test_a_missing_test_batch_stops_the_test_split_alone(tmp_path: Path) -> None
     write_cifar(tmp_path, per_batch=1_100)
     (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").unlink()
     assert len(open_split("sd_cifar10", "train", tmp_path)) == 500
-    with pytest.raises(InputError, match="no CIFAR-10 test images"):
+    with pytest.raises(InputError, match=r"no CIFAR-10 test images in .*, test_batch\.bin is missing"):
         open_split("sd_cifar10", "test", tmp_path)
+    (tmp_path / "cifar-10-batches-bin" / "data_batch_4.bin").unlink()
+    with pytest.raises(InputError, match=r"no CIFAR-10 training images in .*, data_batch_4\.bin is missing"):
+        open_split("sd_cifar10", "train", tmp_path)
 
 
 def test_a_short_file_is_named(tmp_path: Path) -> None:
@@ -264,14 +278,15 @@ def write_python_cifar(root: Path, per_batch: int, monkeypatch: pytest.MonkeyPat
     """Write the python version, and make the MD5 of what was written the official one."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir()
-    images, md5s = planes(cifar_images(5 * per_batch)), []
-    for number, data in enumerate(np.split(images, 5)):
-        first = number * per_batch
-        labels = [i % 10 for i in range(first, first + per_batch)]
-        content = pickle.dumps({"data": data, "labels": labels})
-        (folder / f"data_batch_{number + 1}").write_bytes(content)
-        md5s.append([f"data_batch_{number + 1}", hashlib.md5(content).hexdigest()])
-    monkeypatch.setattr(CIFAR10, "train_list", md5s)
+    images, numbers = planes(cifar_images(5 * per_batch)), range(5 * per_batch)
+    batches = {f"data_batch_{k + 1}": slice(first, first + per_batch) for k, first in enumerate(numbers[::per_batch])}
+    md5s = {}
+    for name, part in {**batches, "test_batch": slice(300)}.items():
+        content = pickle.dumps({"data": images[part], "labels": [i % 10 for i in numbers[part]]})
+        (folder / name).write_bytes(content)
+        md5s[name] = hashlib.md5(content).hexdigest()
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5s.pop("test_batch")]])
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, md5] for name, md5 in md5s.items()])
     return folder
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import timm
 import torch
+from commandline import sdzoo
 from PIL import Image
 
 from sdzoo.errors import InputError
@@ -33,7 +34,7 @@ def test_interval_is_where_the_score_test_turns(correct: int, n: int) -> None:
     """Both ends p solve |wrong - p| = z sqrt(p (1 - p) / n), the definition of Wilson's interval."""
     wrong = 1 - correct / n
     for end in (percent / 100 for percent in Score(correct, n).error_interval()):
-        end = min(max(end, 0.0), 1.0)
+        assert 0 <= end <= 1
         assert abs(wrong - end) == pytest.approx(1.959964 * (end * (1 - end) / n) ** 0.5, abs=1e-9)
 
 
@@ -69,6 +70,42 @@ def test_a_folder_that_is_no_label_is_named(model: torch.nn.Module, tmp_path: Pa
         Image.new("RGB", (28, 28)).save(tmp_path / name / "a.png")
     with pytest.raises(InputError, match="zebra: not one of the labels"):
         folder(tmp_path, model)
+    (tmp_path / "zebra" / "a.png").unlink()
+    with pytest.raises(InputError, match="zebra: not one of the labels"):
+        folder(tmp_path, model)
+    model.pretrained_cfg["label_names"] = ()
+    with pytest.raises(InputError, match="these weights name no labels"):
+        folder(tmp_path, model)
+
+
+def test_images_below_a_class_count(model: torch.nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "bag" / "leather").mkdir(parents=True)
+    (tmp_path / ".cache").mkdir()
+    for name in ("a.png", "leather/b.png"):
+        Image.new("RGB", (28, 28)).save(tmp_path / "bag" / name)
+    images = folder(tmp_path, model)
+    assert [file.name for file in images.files] == ["a.png", "b.png"]
+    assert list(images.targets) == [labels_of(model).index("Bag")] * 2
+
+
+def test_the_command_prints_error_number_and_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "sd_resnet20.fashion_mnist"
+    network = timm.create_model(name, pretrained=True).eval()
+    write_onnx(network, tmp_path / "model.onnx")
+    score = evaluate(network, folder(FASHION_MNIST, network))
+    low, high = score.error_interval()
+    figures = f"error {score.error:.2f} % (95 % interval {low:.2f} to {high:.2f}), n = 200"
+    for more in ((), ("--onnx", tmp_path / "model.onnx")):
+        sdzoo("evaluate", name, "--images", FASHION_MNIST, *more)
+        assert figures in capsys.readouterr().out
+    checkpoint = tmp_path / "checkpoint-1.pth.tar"
+    torch.save({"state_dict": network.state_dict()}, checkpoint)
+    recording = ("evaluate", name, "--images", FASHION_MNIST, "--record")
+    sdzoo(*recording, expect=1)
+    assert "give one with --checkpoint" in capsys.readouterr().err
+    sdzoo(*recording, "--checkpoint", checkpoint, "--onnx", tmp_path / "model.onnx", expect=1)
+    assert "leave --onnx out" in capsys.readouterr().err
+    assert not (tmp_path / "evaluations.csv").exists()
 
 
 def test_weights_of_an_unknown_data_set(model: torch.nn.Module, tmp_path: Path) -> None:

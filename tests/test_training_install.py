@@ -59,11 +59,18 @@ def test_from_an_archive(source: Path, tmp_path: Path) -> None:
         tar.add(source, "source")
     install("cifar10", archive, tmp_path / "data")
     assert installed_files(tmp_path / "data") == CONTENT
+    (source / "deep" / "two").write_bytes(b"second fil")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(source, "source")
+    with pytest.raises(InputError, match=r"source\.tar\.gz: source/deep/two: wrong or short"):
+        install("cifar10", archive, tmp_path / "data")
 
 
-def test_an_absent_optional_file_is_said(source: Path, tmp_path: Path) -> None:
+def test_an_absent_optional_file_is_said(source: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     extra = source / "deep" / "extra"
     extra.rename(source.parent / "elsewhere")
+    sdzoo("data", "cifar10", "--from", source, "--to", tmp_path / "data")
+    assert capfd.readouterr().out.splitlines()[-1] == "extra was not there: no test"
     assert install("cifar10", source, tmp_path / "data").absent == {"extra": "no test"}
     (source.parent / "elsewhere").rename(extra)
     assert install("cifar10", source, tmp_path / "data").absent == {}

@@ -58,16 +58,30 @@ def test_arms_are_compared_with_constant_depth(folders: list[Path]) -> None:
     stochastic, constant = rows([read_result(folder) for folder in folders])
     assert (stochastic["arm"], constant["arm"]) == ("p_L = 0.5", "constant depth")
     assert stochastic["validation error %"] == "9.00 ± 1.41"
-    assert stochastic["time / constant"] == "0.70"
+    assert stochastic["time / constant"] == "0.60", "seed 1, the pair that ran side by side"
     assert constant["validation error %"] == "14.00"
     assert (constant["time / constant"], constant["open blocks, measured"]) == ("1.00", "1.000")
 
 
+def test_times_count_while_both_arms_ran(tmp_path: Path) -> None:
+    """The stochastic arm ends after 12 s; the epochs of the other that begin later, alone and faster, do not count."""
+    stochastic = write_run(tmp_path, 1, 0.5, [50.0, 60.0, 70.0, 80.0], step_seconds=0.3)
+    constant = write_run(tmp_path, 1, 0.0, [50.0, 60.0, 70.0, 80.0], step_seconds=0.5)
+    log = (constant / "train.log").read_text().splitlines()
+    alone = log[3].replace("0.500s", "0.200s")
+    (constant / "train.log").write_text("\n".join([*log[:3], alone]))
+    rates = [row["time / constant"] for row in rows([read_result(folder) for folder in (stochastic, constant)])]
+    assert rates == ["0.60", "1.00"]
+
+
 @pytest.mark.parametrize(("name", "value"), [("lr", 0.05), ("amp", True)])
-def test_runs_of_one_arm_differ_in_their_seed_alone(folders: list[Path], name: str, value: object) -> None:
-    file = folders[1] / "args.yaml"
+@pytest.mark.parametrize("differs", [1, 2])
+def test_only_what_differs_in_survival_and_seed_is_compared(
+    folders: list[Path], differs: int, name: str, value: object
+) -> None:
+    file = folders[differs] / "args.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {name: value}))
-    with pytest.raises(InputError, match=rf"run-0\.5-2 has {name} {value}, .*run-0\.5-1 has None"):
+    with pytest.raises(InputError, match=rf"{folders[differs].name} has {name} {value}, .*run-0\.5-1 has None"):
         rows([read_result(folder) for folder in folders])
 
 
@@ -85,17 +99,25 @@ def test_recorded_evaluations_of_the_best_checkpoint_count(folders: list[Path]) 
     assert read_result(folders[1]).test_errors == {"test": 9.0}
 
 
+def test_a_broken_file_of_evaluations_is_one_line(folders: list[Path]) -> None:
+    (folders[1] / "evaluations.csv").write_text("checkpoint,images\ncheckpoint-2.pth.tar,test\n")
+    with pytest.raises(InputError, match=r"evaluations\.csv: not the evaluations"):
+        read_result(folders[1])
+
+
 def test_a_run_without_its_log_counts_for_errors_alone(folders: list[Path], tmp_path: Path) -> None:
     (folders[0] / "train.log").unlink()
     stochastic, _ = write_report(folders, tmp_path / "report")
     assert stochastic["validation error %"] == "9.00 ± 1.41"
-    assert (stochastic["s / epoch"], stochastic["time / constant"]) == ("8.0", "0.80")
+    assert (stochastic["s / epoch"], stochastic["hours"]) == ("8.0", "0.01 (1 of 2 runs)")
+    assert stochastic["time / constant"] == "", "no pair of one seed has both logs"
     with (tmp_path / "report" / "curves.csv").open() as lines:
         minutes = {row["run"]: row["training minutes"] for row in csv.DictReader(lines)}
     assert minutes == {"run-0.5-1": "", "run-0.5-2": "0.4", "run-0.0-1": "0.5"}
     for folder in folders:
         (folder / "train.log").unlink(missing_ok=True)
-    write_report(folders, tmp_path / "untimed")
+    untimed, _ = write_report(folders, tmp_path / "untimed")
+    assert untimed["s / epoch"] == untimed["hours"] == ""
     assert not list((tmp_path / "untimed").glob("time.*"))
 
 

@@ -19,9 +19,9 @@ def folder(root: Path, rows: list[tuple[int, float]], kept: list[int]) -> Run:
 
 
 def test_best_is_the_first_of_the_highest(tmp_path: Path) -> None:
-    run = folder(tmp_path, [(0, 80.0), (1, 91.0), (2, 91.0), (3, 90.0)], kept=[1, 2, 3])
+    run = folder(tmp_path, [(0, 80.0), (1, 91.02000007), (2, 91.02000027), (3, 90.0)], kept=[1, 2, 3])
     epoch, checkpoint = run.best()
-    assert (epoch.number, epoch.top1) == (1, 91.0)
+    assert epoch.number == 1, "as many images right; the rest is what float32 made of the sum"
     assert checkpoint.name == "checkpoint-1.pth.tar"
 
 

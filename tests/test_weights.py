@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from commandline import sdzoo
+from torch.utils.data import Subset
 
 from sdzoo import survival_probabilities
 from sdzoo.checkpoints import load_model
@@ -89,8 +90,15 @@ def test_cifar10_errors_are_what_pytorch_and_onnxruntime_measure_again(
 @pytest.mark.parametrize("name", CIFAR10)
 def test_cifar10_errors_on_compressed_images_too(name: str, cifar10_test_images: dict[str, Path]) -> None:
     model, expected = load_model(name), results_of(name)
-    score = evaluate(model, folder(cifar10_test_images["test_compressed"], model))
+    images, exact = (folder(cifar10_test_images[tree], model) for tree in ("test_compressed", "test"))
+    score = evaluate(model, images)
     assert (score.top1, score.n) == (pytest.approx(expected["test_compressed"]["top1"], abs=0.1), 10_000)
+    part = {file.stem for file in exact.files}
+    same = evaluate(model, Subset(images, [i for i, file in enumerate(images.files) if file.stem in part]))
+    estimate = expected["test_estimate"]
+    assert (same.error, same.n) == (pytest.approx(estimate["error_of_the_part_compressed"], abs=0.15), 1_000)
+    joined = expected["test_compressed"]["error"] - estimate["error_of_the_part_compressed"] + expected["test"]["error"]
+    assert estimate["error"] == pytest.approx(joined, abs=0.015)
 
 
 @pytest.mark.slow

@@ -79,6 +79,7 @@ def test_a_lossless_part_and_all_of_it_compressed_are_joined(
     assert (results["test"]["images"], results["test_compressed"]["images"]) == ("part", "whole")
     assert results["test_compressed"]["error"] == pytest.approx(on_whole, abs=0.005)
     assert results["test_estimate"]["error"] == pytest.approx(on_whole - on_same + on_part, abs=0.005)
+    assert results["test_estimate"]["error_of_the_part_compressed"] == pytest.approx(on_same, abs=0.005)
     missed = next((tmp_path / "whole").rglob("0004.jpg"))
     missed.unlink()
     with pytest.raises(InputError, match=rf"whole: has no {missed.parent.name}/0004, which is in .*part"):

@@ -26,17 +26,17 @@ class Sample:
 
 
 def read_samples(folder: Path = FASHION_MNIST) -> list[Sample]:
-    """Return the images of a folder that has a folder for each class, in a fixed order.
+    """Return the images of a folder that has a folder for each class, at any depth, in a fixed order.
 
     Raises:
         InputError: There are none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    files = sorted(file for file in folder.glob("*/*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.glob("*/**/*") if file.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{folder}: no images in it; it must have a folder for each class with images inside")
-    return [Sample(file, file.parent.name) for file in files]
+    return [Sample(file, file.relative_to(folder).parts[0]) for file in files]
 
 
 def class_indices(samples: Sequence[Sample], labels: Sequence[str]) -> list[int] | None:

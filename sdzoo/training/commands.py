@@ -81,6 +81,8 @@ def evaluate(
 
     if record and checkpoint is None:
         raise InputError("--record notes the result beside the checkpoint; give one with --checkpoint")
+    if record and onnx is not None:
+        raise InputError("--record notes the checkpoint's own result; leave --onnx out")
     network = load_model(model, checkpoint=checkpoint, drop_path=drop_path)
     labelled = evaluation.folder(images, network) if images else evaluation.split(split, data_dir, network)
     run = evaluation.onnx_network(onnx, evaluation.labels_of(network)) if onnx else network

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import dataset_of
 from sdzoo.pictures import open_picture
-from sdzoo.samples import class_indices, folder_name, read_samples
+from sdzoo.samples import folder_name, read_samples
 from sdzoo.training.data import SplitDataset, open_split
 
 EVALUATIONS = "evaluations.csv"
@@ -46,7 +46,7 @@ class Score:
         scale = 1 + Z95**2 / self.n
         center = (wrong + Z95**2 / (2 * self.n)) / scale
         half = Z95 / scale * math.sqrt(wrong * (1 - wrong) / self.n + (Z95 / (2 * self.n)) ** 2)
-        return 100 * (center - half), 100 * (center + half)
+        return max(0.0, 100 * (center - half)), min(100.0, 100 * (center + half))
 
 
 def evaluate(network: Callable[[Tensor], Tensor], images: Dataset[Any], batch_size: int = 250) -> Score:
@@ -83,14 +83,16 @@ def folder(root: Path, model: nn.Module) -> "ImageFiles":
     """Open a tree of images with a folder for each class; folders are named after the weights' labels.
 
     Raises:
-        InputError: No images, or a folder that is none of the labels.
+        InputError: No images, weights that name no labels, or a folder that is none of them.
     """
-    samples, labels = read_samples(root), labels_of(model)
-    targets = class_indices(samples, labels)
-    if targets is None:
-        known = {folder_name(label) for label in labels}
-        unknown = next(s.class_name for s in samples if folder_name(s.class_name) not in known)
-        raise InputError(f"{root / unknown}: not one of the labels {', '.join(sorted(known))}")
+    samples = read_samples(root)
+    index = {folder_name(label): number for number, label in enumerate(labels_of(model))}
+    if not index:
+        raise InputError("these weights name no labels, which the folders of images are named after")
+    for path in sorted(root.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and folder_name(path.name) not in index:
+            raise InputError(f"{path}: not one of the labels {', '.join(sorted(index))}")
+    targets = [index[folder_name(sample.class_name)] for sample in samples]
     return ImageFiles([sample.path for sample in samples], targets, preprocessing(model))
 
 
@@ -123,13 +125,20 @@ def note(checkpoint: Path, images: str, score: Score) -> None:
 
 
 def noted(checkpoint: Path) -> dict[str, float]:
-    """Return the errors in percent that were noted of a checkpoint, by the images it was evaluated on."""
+    """Return the errors in percent that were noted of a checkpoint, by the images it was evaluated on.
+
+    Raises:
+        InputError: The file beside the checkpoint is not what ``note`` writes.
+    """
     file = checkpoint.parent / EVALUATIONS
     if not file.is_file():
         return {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["checkpoint"] == checkpoint.name]
-    return {row["images"]: float(row["error"]) for row in rows}
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if row["checkpoint"] == checkpoint.name]
+        return {row["images"]: float(row["error"]) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: not the evaluations of `sdzoo evaluate --record` ({error!r})") from error
 
 
 def labels_of(model: nn.Module) -> tuple[str, ...]:

@@ -92,7 +92,7 @@ def install(dataset: str, source: Path, root: Path) -> Installed:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".incoming-") as incoming:
             for name, file in found.items():
-                _copy_checked(file, Path(incoming) / name, layout.files[name])
+                _copy_checked(file, Path(incoming) / name, layout.files[name], f"{source}: {file.relative_to(folder)}")
             for name in found:
                 (Path(incoming) / name).replace(target / name)
     return Installed(target, {name: why for name, why in layout.optional.items() if not (target / name).exists()})
@@ -153,13 +153,13 @@ def _recognise(dataset: str, source: Path, folder: Path) -> tuple[Layout, dict[s
     raise InputError(f"{source}: no {dataset} here, looked for {wanted} and so on")
 
 
-def _copy_checked(file: Path, target: Path, md5: str) -> None:
+def _copy_checked(file: Path, target: Path, md5: str, said: str) -> None:
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rb") as content, target.open("wb") as copy:
             shutil.copyfileobj(content, copy)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{file}: damaged ({error})") from error
+        raise InputError(f"{said}: damaged ({error})") from error
     found = calculate_md5(target)
     if found != md5:
-        raise InputError(f"{file}: wrong or short, its MD5 is {found}, the official one is {md5}")
+        raise InputError(f"{said}: wrong or short, its MD5 is {found}, the official one is {md5}")

@@ -1,12 +1,13 @@
 """Compare finished runs: a table of errors and times, and the curves behind it (paper, figures 3 and 4).
 
-Runs that differ in their seed alone are one arm; arms that differ in their survival probabilities alone are compared
+Runs that differ in their seed alone are one arm; arms, which differ in their survival probabilities alone, are compared
 with the constant-depth arm among them.
 """
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 
 CONSTANT = "constant depth"
+PLACE = {"experiment", "output", "resume", "data_dir", "workers", "log_interval"}
 # In model_kwargs are schedule and sampling, which make the arm, and the seed of the gates.
-SEED_AND_PLACE = {"seed", "model_kwargs", "experiment", "output", "resume", "data_dir", "workers", "log_interval"}
+ARM_AND_SEED = {"drop_path", "model_kwargs", "seed"}
 
 
 @dataclass(frozen=True)
@@ -101,29 +103,27 @@ def arms(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 def _check_alike(first: Run, other: Run) -> None:
     ours, theirs = first.arguments(), other.arguments()
-    for name in sorted({*ours, *theirs} - SEED_AND_PLACE):
+    for name in sorted({*ours, *theirs} - PLACE - ARM_AND_SEED):
         if ours.get(name) != theirs.get(name):
             said = f"{other.folder} has {name} {theirs.get(name)}, {first.folder} has {ours.get(name)}"
-            raise InputError(f"{said}: runs of one arm may differ in their seed alone")
+            raise InputError(f"{said}: compared are runs that differ in survival probabilities and seed alone")
 
 
 def rows(results: Sequence[Result]) -> list[dict[str, str]]:
     """Return the comparison, one row an arm; a ratio of times is to the constant-depth arm of the same task.
 
     Raises:
-        InputError: Two runs of one arm differ in more than their seed.
+        InputError: Two runs of one task differ in more than survival probabilities and seed.
     """
-    grouped = arms(results)
-    for first, *others in grouped.values():
-        for other in others:
-            _check_alike(first.run, other.run)
-    return [_row(arm, grouped.get((task, CONSTANT))) for (task, _), arm in grouped.items()]
+    grouped, firsts = arms(results), dict[str, Run]()
+    for result in results:
+        _check_alike(firsts.setdefault(result.task, result.run), result.run)
+    return [_row(arm, grouped.get((task, CONSTANT), [])) for (task, _), arm in grouped.items()]
 
 
-def _row(arm: Sequence[Result], constant: Sequence[Result] | None) -> dict[str, str]:
+def _row(arm: Sequence[Result], constant: Sequence[Result]) -> dict[str, str]:
     names = sorted({name for result in arm for name in result.test_errors})
     per_epoch = _mean_seconds(arm)
-    reference = _mean_seconds(constant or ())
     return {
         "task": arm[0].task,
         "arm": arm[0].arm,
@@ -132,7 +132,7 @@ def _row(arm: Sequence[Result], constant: Sequence[Result] | None) -> dict[str, 
         **{f"error % on {name}": spread([r.test_errors[name] for r in arm if name in r.test_errors]) for name in names},
         "s / epoch": "" if per_epoch is None else f"{per_epoch:.1f}",
         "hours": _hours(arm),
-        "time / constant": f"{per_epoch / reference:.2f}" if per_epoch and reference else "",
+        "time / constant": _time_ratio(arm, constant),
         "open blocks, expected": f"{arm[0].expected_open:.3f}",
         "open blocks, measured": f"{statistics.mean(result.measured_open for result in arm):.3f}",
     }
@@ -143,9 +143,32 @@ def _mean_seconds(arm: Sequence[Result]) -> float | None:
     return statistics.mean(known) if known else None
 
 
+def _time_ratio(arm: Sequence[Result], constant: Sequence[Result]) -> str:
+    """Return the time of an epoch against constant depth.
+
+    It counts over epochs that ran side by side: runs of one seed are taken to have started together.
+    """
+    pairs = [(ours, theirs) for ours in arm for theirs in constant if ours.seed == theirs.seed]
+    ratios = [
+        statistics.mean(_beside(ours, theirs)) / statistics.mean(_beside(theirs, ours))
+        for ours, theirs in pairs
+        if ours.seconds and theirs.seconds
+    ]
+    return f"{statistics.mean(ratios):.2f}" if ratios else ""
+
+
+def _beside(run: Result, other: Result) -> list[float]:
+    """Return the seconds of a run's epochs that began while the other was still running."""
+    seconds = [run.seconds[epoch] for epoch in sorted(run.seconds)]
+    ended = sum(other.seconds.values())
+    return [spent for spent, began in zip(seconds, accumulate(seconds, initial=0.0), strict=False) if began < ended]
+
+
 def _hours(arm: Sequence[Result]) -> str:
     """Return the hours of training in all, and of how many runs where not all have their log."""
     timed = [sum(result.seconds.values()) for result in arm if result.seconds]
+    if not timed:
+        return ""
     partly = f" ({len(timed)} of {len(arm)} runs)" if len(timed) < len(arm) else ""
     return f"{sum(timed) / 3600:.2f}{partly}"
 
@@ -173,8 +196,8 @@ def write_report(folders: Sequence[Path], output: Path) -> list[dict[str, str]]:
             ``time.*``, ``steps.csv`` and ``steps.*``.
 
     Raises:
-        InputError: A folder is no training folder, two runs of one arm differ in more than their seed, or matplotlib
-            is not installed.
+        InputError: A folder is no training folder, two runs of one task differ in more than survival probabilities
+            and seed, or matplotlib is not installed.
     """
     results = [read_result(folder) for folder in folders]
     table = rows(results)

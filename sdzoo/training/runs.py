@@ -87,7 +87,7 @@ class Run:
         }
 
     def best(self) -> tuple[Epoch, Path]:
-        """Return the epoch of the highest validation top-1 whose checkpoint was kept, and that checkpoint.
+        """Return the first epoch of the highest validation top-1 whose checkpoint was kept, and that checkpoint.
 
         A resumed script forgets its earlier best and overwrites ``model_best``, so the whole summary decides.
         """
@@ -95,7 +95,7 @@ class Run:
         candidates = [epoch for epoch in self.epochs() if epoch.number in kept]
         if not candidates:
             raise InputError(f"{self.folder}: no checkpoint of a finished epoch was kept")
-        best = max(candidates, key=lambda epoch: (epoch.top1, -epoch.number))
+        best = max(candidates, key=lambda epoch: (round(epoch.top1, 3), -epoch.number))
         return best, kept[best.number]
 
 

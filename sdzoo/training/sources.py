@@ -44,29 +44,29 @@ def _fashion_mnist(root: Path, train: bool, download: bool) -> tuple[Images, Lab
 
 def _cifar10(root: Path, train: bool, download: bool) -> tuple[Images, Labels]:
     """Read the binary version, else the python version; the first of which all batches of the split are there."""
-    if download:
-        CIFAR10(str(root), train=train, download=True)
     md5s = dict(CIFAR10.train_list if train else CIFAR10.test_list)
     binary = [root / CIFAR10_BINARY / f"{batch}.bin" for batch in md5s]
     python = [root / CIFAR10.base_folder / batch for batch in md5s]
     if all(file.is_file() for file in binary):
-        batches = [_cifar_binary(file) for file in binary]
-    elif all(file.is_file() for file in python):
-        batches = [_cifar_python(file, md5s[file.name]) for file in python]
-    else:
-        raise InputError(
-            f"no CIFAR-10 {'training' if train else 'test'} images in {root}: put the official files into "
-            f"{binary[0].parent} or {python[0].parent} with `sdzoo data cifar10 --from FOLDER --to {root}`"
-        )
-    return _joined(batches)
+        return _joined([_cifar_binary(file) for file in binary])
+    if download and not all(file.is_file() for file in python):
+        CIFAR10(str(root), train=train, download=True)
+    if all(file.is_file() for file in python):
+        return _joined([_cifar_python(file, md5s[file.name]) for file in python])
+    absent = [files for files in (binary, python) if any(file.is_file() for file in files)] or [binary]
+    raise InputError(
+        f"no CIFAR-10 {'training' if train else 'test'} images in {root}, "
+        f"{next(file.name for file in absent[0] if not file.is_file())} is missing: put the official files into "
+        f"{binary[0].parent} or {python[0].parent} with `sdzoo data cifar10 --from FOLDER --to {root}`"
+    )
 
 
 def _cifar100(root: Path, train: bool, download: bool) -> tuple[Images, Labels]:
     """Read the python version with its 100 fine labels."""
-    if download:
-        CIFAR100(str(root), train=train, download=True)
     ((name, md5),) = CIFAR100.train_list if train else CIFAR100.test_list
     file = root / CIFAR100.base_folder / name
+    if download and not file.is_file():
+        CIFAR100(str(root), train=train, download=True)
     if not file.is_file():
         raise InputError(
             f"no CIFAR-100 {'training' if train else 'test'} images in {root}: put the official files into "

@@ -115,12 +115,15 @@ def _tested_in_part(network: SdResNet, lossless: Path, compressed: Path) -> dict
     return {
         "test": {"images": lossless.name, **_result(on_part)},
         "test_compressed": {"images": compressed.name, **_result(on_whole)},
-        "test_estimate": {"error": round(on_whole.error - on_same.error + on_part.error, 2)},
+        "test_estimate": {
+            "error": round(on_whole.error - on_same.error + on_part.error, 2),
+            "error_of_the_part_compressed": round(on_same.error, 2),
+        },
     }
 
 
 def _changed(recipe: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments in which the run differs from its recipe, without those that only say where and how."""
+    """Return the arguments that the recipe names and the run had otherwise."""
     values = find_recipe(recipe).values()
     return {key: arguments[key] for key in values if arguments[key] != values[key]}
 

@@ -26,7 +26,7 @@ class Sample:
 
 
 def read_samples(folder: Path = FASHION_MNIST) -> list[Sample]:
-    """Return the images of a folder that has a folder for each class, at any depth, in a fixed order.
+    """Return the images, at any depth, of a folder that has a folder for each class, in a fixed order.
 
     Raises:
         InputError: There are none.

@@ -20,7 +20,12 @@ from sdzoo.weights import FOLDER
 
 SHIPPED = sorted(FOLDER.glob("*.safetensors"))
 NAMES = [file.stem for file in SHIPPED]
-CIFAR10 = ["sd_resnet20.cifar10", "sd_resnet56.cifar10", "sd_resnet110.cifar10"]
+# The validation top-1 in percent that they have at least.
+CIFAR10 = {
+    "sd_resnet20.cifar10": 91,
+    "sd_resnet56.cifar10": 89,
+    "sd_resnet110.cifar10": 90,
+}
 
 
 def results_of(name: str) -> dict:
@@ -65,7 +70,7 @@ def test_cifar10_weights_are_the_default_and_learnt_their_classes(name: str) -> 
     model, _, tag = name.partition(".")
     assert timm.models.get_pretrained_cfg(model).tag == tag
     results = results_of(name)
-    assert results["validation_top1"] >= 89
+    assert results["validation_top1"] >= CIFAR10[name]
     assert (results["test"]["n"], results["test_compressed"]["n"]) == (1_000, 10_000)
     # Compression costs, and 95 % intervals of errors of 9 % on 1,000 images reach some two points to each side.
     assert results["test_estimate"]["error"] < results["test_compressed"]["error"]

@@ -78,11 +78,10 @@ def test_a_folder_that_is_no_label_is_named(model: torch.nn.Module, tmp_path: Pa
         folder(tmp_path, model)
 
 
-def test_images_below_a_class_count(model: torch.nn.Module, tmp_path: Path) -> None:
-    (tmp_path / "bag" / "leather").mkdir(parents=True)
-    (tmp_path / ".cache").mkdir()
-    for name in ("a.png", "leather/b.png"):
-        Image.new("RGB", (28, 28)).save(tmp_path / "bag" / name)
+def test_images_below_a_class_count_and_hidden_ones_do_not(model: torch.nn.Module, tmp_path: Path) -> None:
+    for name in ("bag/a.png", "bag/leather/b.png", "bag/.thumbnails/b.png", "bag/._a.png", ".cache/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (28, 28)).save(tmp_path / name)
     images = folder(tmp_path, model)
     assert [file.name for file in images.files] == ["a.png", "b.png"]
     assert list(images.targets) == [labels_of(model).index("Bag")] * 2

@@ -26,17 +26,18 @@ class Sample:
 
 
 def read_samples(folder: Path = FASHION_MNIST) -> list[Sample]:
-    """Return the images, at any depth, of a folder that has a folder for each class, in a fixed order.
+    """Return the images, at any depth and not hidden, of a folder that has a folder for each class, in a fixed order.
 
     Raises:
         InputError: There are none.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    files = sorted(file for file in folder.glob("*/**/*") if file.suffix.lower() in SUFFIXES)
+    images = (file.relative_to(folder) for file in folder.glob("*/**/*") if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in images if not any(part.startswith(".") for part in file.parts))
     if not files:
         raise InputError(f"{folder}: no images in it; it must have a folder for each class with images inside")
-    return [Sample(file, file.relative_to(folder).parts[0]) for file in files]
+    return [Sample(folder / file, file.parts[0]) for file in files]
 
 
 def class_indices(samples: Sequence[Sample], labels: Sequence[str]) -> list[int] | None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdzoo.errors import InputError
 from sdzoo.models.datasets import dataset_of
 from sdzoo.pictures import open_picture
-from sdzoo.samples import folder_name, read_samples
+from sdzoo.samples import class_indices, folder_name, read_samples
 from sdzoo.training.data import SplitDataset, open_split
 
 EVALUATIONS = "evaluations.csv"
@@ -85,14 +85,15 @@ def folder(root: Path, model: nn.Module) -> "ImageFiles":
     Raises:
         InputError: No images, weights that name no labels, or a folder that is none of them.
     """
-    samples = read_samples(root)
-    index = {folder_name(label): number for number, label in enumerate(labels_of(model))}
-    if not index:
+    samples, labels = read_samples(root), labels_of(model)
+    if not labels:
         raise InputError("these weights name no labels, which the folders of images are named after")
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and folder_name(path.name) not in index:
-            raise InputError(f"{path}: not one of the labels {', '.join(sorted(index))}")
-    targets = [index[folder_name(sample.class_name)] for sample in samples]
+    known = {folder_name(label) for label in labels}
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    unknown = [path for path in folders if folder_name(path.name) not in known]  # without images in it, too
+    targets = class_indices(samples, labels)
+    if unknown or targets is None:
+        raise InputError(f"{unknown[0]}: not one of the labels {', '.join(sorted(known))}")
     return ImageFiles([sample.path for sample in samples], targets, preprocessing(model))
 
 

@@ -36,11 +36,10 @@ def test_import_brings_no_part_that_training_does_not_need() -> None:
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("script", ["export", "inference"])
-def test_scripts_end_in_one_line_too(script: str) -> None:
-    option = {"export": "--writer", "inference": "--device"}[script]
+@pytest.mark.parametrize(("script", "option"), [("export", "writer"), ("inference", "device")])
+def test_scripts_end_in_one_line_too(script: str, option: str) -> None:
     file = Path(__file__).parents[1] / "benchmarks" / f"{script}.py"
-    ran = subprocess.run([sys.executable, file, option, "abacus"], capture_output=True, text=True)
+    ran = subprocess.run([sys.executable, file, f"--{option}", "abacus"], capture_output=True, text=True)
     assert ran.returncode == 1
-    assert ran.stderr.startswith(f"error: {option[2:]} is 'abacus', must be one of ")
+    assert ran.stderr.startswith(f"error: {option} is 'abacus', must be one of ")
     assert len(ran.stderr.splitlines()) == 1

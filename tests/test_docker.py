@@ -91,7 +91,7 @@ def test_it_starts_the_server_with_options_that_exist(file: Path) -> None:
 
 class Health(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(self.server.status if self.path == "/v2/health/ready" else 404)  # type: ignore[attr-defined]
+        self.send_response(self.server.status if self.path == "/v2/health/ready" else 404)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -114,7 +114,7 @@ def test_its_health_check_tells_a_ready_server_from_others(file: Path, server: H
     command = [argument.replace(":8000/", f":{server.server_port}/") for argument in arguments]
     assert command != arguments
     for status, healthy in [(200, True), (503, False)]:
-        server.status = status  # type: ignore[attr-defined]
+        server.status = status
         run = subprocess.run([sys.executable, *command], capture_output=True)
         assert (run.returncode == 0) == healthy
     server.shutdown()

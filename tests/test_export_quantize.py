@@ -231,7 +231,7 @@ def test_what_cannot_be_quantised_is_refused(float32: Path, int8: Path, tmp_path
         (tmp_path / "missing.onnx", "fp16", {}, "missing.onnx"),
     ]:
         with pytest.raises(InputError, match=message):
-            quantize(source, target, kind, **kwargs)  # type: ignore[arg-type]
+            quantize(source, target, kind, **kwargs)
         assert not target.exists()
 
 

@@ -270,7 +270,7 @@ def test_what_is_not_a_picture_is_refused_by_name(tmp_path: Path) -> None:
     assert cases
     for message, picture in cases.items():
         with pytest.raises(InputError, match=message):
-            open_picture(picture)  # type: ignore[arg-type]
+            open_picture(picture)
 
 
 @pytest.mark.parametrize("single", [str(BAG), Image.new("L", (28, 28)), np.zeros((28, 28, 3), dtype=np.uint8)])

@@ -81,14 +81,14 @@ def test_a_model_that_fails_at_what_it_could_do_says_so(
 ) -> None:
     models = load(executor, str(gather_file(tmp_path)))
     model = models.find("gather", None)
-    asyncio.run(model.batcher({"index": np.array([1])}))  # type: ignore[arg-type]
+    asyncio.run(model.batcher({"index": np.array([1])}))
 
     def lost(*_: object) -> None:
         raise RuntimeError("the GPU is lost")
 
     monkeypatch.setattr("sdzoo.serving.model.run", lost)
     with pytest.raises(RuntimeError):
-        asyncio.run(model.batcher({"index": np.array([1])}))  # type: ignore[arg-type]
+        asyncio.run(model.batcher({"index": np.array([1])}))
     with pytest.raises(RuntimeError, match="GPU is lost"):
         models.check_health()
     monkeypatch.undo()
@@ -104,7 +104,7 @@ def test_requests_share_a_run_only_where_the_batch_is_free(
     model: Model = load(executor, f"net={path}").find("net", None)
     assert model.batcher.max_batch == (1 if batch else 4)
     images = np.random.default_rng(0).normal(size=(3, 3, 28, 28)).astype(np.float32)
-    answer = asyncio.run(model.batcher({"images": images}))  # type: ignore[arg-type]
+    answer = asyncio.run(model.batcher({"images": images}))
     np.testing.assert_allclose(
         answer.outputs["logits"], Classifier(path, "cpu").run_images(images), rtol=1e-5, atol=1e-5
     )

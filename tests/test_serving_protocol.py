@@ -381,7 +381,7 @@ def test_a_graph_whose_values_are_no_numbers_has_no_signature() -> None:
         get_inputs = get_outputs = staticmethod(lambda: [Text])
 
     with pytest.raises(InputError, match=r"labels is tensor\(string\), must be one of tensor\(uint8\)"):
-        Signature.of(Session(), "net")  # type: ignore[arg-type]
+        Signature.of(Session(), "net")
 
 
 # --- fuzz

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commandline import run as run
 from local_hub import hub as hub
 from PIL import Image
 from published import published as published

@@ -57,3 +57,8 @@ def images(n: int, H: int, W: int, seed: int = 0) -> NDArray[np.float32]:
     generator = np.random.default_rng(seed)
     colours = generator.normal(scale=2, size=(n, 3, 1, 1))
     return (colours + generator.normal(size=(n, 3, H, W))).astype(np.float32)
+
+
+def lively_network(**kwargs: Any) -> SdResNet:
+    """Return a network whose logits depend on the picture, not on its brightness alone."""
+    return network(cfg={**FASHION, "tag": "fashion_mnist"}, p_L=0.9, **kwargs)

@@ -16,6 +16,15 @@ from sdzoo.hub.folder import Source, find_source, load, write_folder
 from sdzoo.models.datasets import DATASETS
 
 REPOSITORY = "somebody/sd_resnet20.fashion_mnist"
+FILES = [
+    "README.md",
+    "SHA256SUMS",
+    "config.json",
+    "model.safetensors",
+    "onnx/model.onnx",
+    "results/args.yaml",
+    "results/summary.csv",
+]
 FASHION = DATASETS["fashion_mnist"]
 ARGUMENTS = {
     "model": "sd_resnet20",

@@ -12,9 +12,8 @@ from huggingface_hub import constants
 from local_hub import TOKEN, Fault, LocalHub
 from PIL import Image
 from published import REPOSITORY, contents, trained, write_published, write_run
-from safetensors.torch import load, save
+from safetensors.torch import save
 
-from sdzoo import weights
 from sdzoo.cli import main
 from sdzoo.errors import InputError
 from sdzoo.export.graph import write_onnx
@@ -332,20 +331,6 @@ def test_two_revisions_are_refused():
 # tags of the zoo
 
 
-def test_tags_know_their_repository_where_a_namespace_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "sd_resnet20.cifar10.safetensors").touch()
-    monkeypatch.setattr(weights, "FOLDER", tmp_path)
-    file = str(tmp_path / "sd_resnet20.cifar10.safetensors")
-    assert weights.weight_sources("sd_resnet20", "cifar10") == {"file": file}
-    monkeypatch.setattr(weights, "NAMESPACE", "somebody")
-    assert weights.weight_sources("sd_resnet20", "cifar10") == {
-        "file": file,
-        "hf_hub_id": "somebody/sd_resnet20.cifar10",
-        "hf_hub_filename": "model.safetensors",
-    }
-    assert weights.weight_sources("sd_resnet20", "imagenet") == {}
-
-
 def test_a_tag_is_looked_for_in_the_namespace(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(InputError, match="Set SDZOO_HUB_NAMESPACE, or write NAMESPACE/sd_resnet20"):
         repository_of("sd_resnet20")
@@ -424,8 +409,3 @@ def trained_labels() -> tuple[str, ...]:
     from published import FASHION
 
     return FASHION.labels
-
-
-def test_load_of_the_state_dict_names_every_tensor(published: Path):
-    tensors = load((published / "model.safetensors").read_bytes())
-    assert set(tensors) == {*trained().state_dict(), "digest"}

@@ -10,7 +10,7 @@ import torch
 from commandline import sdzoo
 from torch.utils.data import Subset
 
-from sdzoo import survival_probabilities
+from sdzoo import survival_probabilities, weights
 from sdzoo.checkpoints import load_model
 from sdzoo.export import write_onnx
 from sdzoo.models.digest import digest
@@ -58,6 +58,20 @@ def test_pretrained_loads_and_adapts_as_in_timm(name: str) -> None:
     # timm adapts to grey images by summing over the channels, so that grey input gives the same features
     grey = torch.randn(2, 1, 28, 28)
     torch.testing.assert_close(other.forward_features(grey), plain.forward_features(grey.expand(2, 3, 28, 28)))
+
+
+def test_tags_know_their_repository_where_a_namespace_is_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sd_resnet20.cifar10.safetensors").touch()
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    file = str(tmp_path / "sd_resnet20.cifar10.safetensors")
+    assert weights.weight_sources("sd_resnet20", "cifar10") == {"file": file}
+    monkeypatch.setattr(weights, "NAMESPACE", "somebody")
+    assert weights.weight_sources("sd_resnet20", "cifar10") == {
+        "file": file,
+        "hf_hub_id": "somebody/sd_resnet20.cifar10",
+        "hf_hub_filename": "model.safetensors",
+    }
+    assert weights.weight_sources("sd_resnet20", "imagenet") == {}
 
 
 def test_fashion_mnist_weights_reach_the_accuracy_they_promise() -> None:
